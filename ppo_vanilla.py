@@ -1,0 +1,601 @@
+"""PPO for flat observations, discrete or continuous actions, in one file. The baseline of ppo_metairn.py.
+
+    python ppo_vanilla.py --seed 3                             # Umbrella Length 50, 100k steps: solved, in about 3 seconds
+    python ppo_vanilla.py --env-id CartPole-v1                 # any Gymnasium env with a flat Box observation
+    python ppo_vanilla.py --resume runs/FOLDER                 # go on where a run was stopped, bit for bit
+    python ppo_vanilla.py --evaluate runs/FOLDER --eval-episodes 1000
+    tensorboard --logdir runs
+
+References:
+    Schulman et al., "Proximal Policy Optimization Algorithms", 2017, arXiv:1707.06347
+    Schulman et al., "High-Dimensional Continuous Control Using Generalized Advantage Estimation", ICLR 2016
+    vwxyzjn/cleanrl: cleanrl/ppo.py, whose order, names and TensorBoard tags this file keeps
+"""
+
+import csv
+import io
+import json
+import math
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import NamedTuple
+
+import cloudpickle
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from gymnasium.vector import AutoresetMode
+from torch import nn
+from torch.distributions import Categorical, Independent, Normal
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+
+@dataclass
+class Args:
+    exp_name: str = "ppo_vanilla"
+    """the name of this experiment, part of the run folder's name"""
+    seed: int = 1
+    """seed of everything: networks, actions, minibatches, training and evaluation environments"""
+    cuda: bool = False
+    """run the networks on the GPU; off by default: they are so small that one CPU thread is faster"""
+    track: bool = False
+    """mirror the run to Weights & Biases (needs `pip install wandb`)"""
+    wandb_project_name: str = "metairn"
+    """the Weights & Biases project"""
+    wandb_entity: str | None = None
+    """the Weights & Biases team"""
+    runs_dir: str = "runs"
+    """where run folders are made: RUNS_DIR/{env}__{exp_name}__{chain_length}__{seed}"""
+    resume: str | None = None
+    """continue the run in this folder, with the arguments stored there"""
+    evaluate: str | None = None
+    """train nothing: evaluate the agent in this run folder for --eval-episodes episodes"""
+    eval_every: int = 5_000
+    """environment steps between evaluations (and checkpoints)"""
+    eval_episodes: int = 20
+    """episodes of one evaluation; actions are sampled, as in training"""
+
+    # The task
+    env_id: str = "umbrella_env:UmbrellaLength-v0"
+    """the environment: flat Box observation, Discrete or flat Box action"""
+    chain_length: int = 50
+    """Umbrella only: the episode's length"""
+    n_distractor: int | None = None
+    """Umbrella only: number of random bits in the observation (default: the environment's)"""
+    hide_umbrella: bool = False
+    """Umbrella only: the observation never shows whether the umbrella was taken"""
+
+    # The algorithm
+    total_timesteps: int = 100_000
+    """environment steps of the whole run"""
+    learning_rate: float = 2e-3
+    """Adam's step size, for actor and critic"""
+    num_envs: int = 20
+    """parallel environments"""
+    num_steps: int | None = None
+    """steps of each environment per rollout (default: 50; on Umbrella the whole episodes that fit in 50, at least one)"""
+    anneal_lr: bool = True
+    """lower the learning rate linearly to 0 over the run"""
+    gamma: float = 0.99
+    """discount factor"""
+    gae_lambda: float = 0.95
+    """lambda of generalized advantage estimation"""
+    num_minibatches: int = 4
+    """minibatches per epoch; each holds whole environments, so it must divide num_envs"""
+    update_epochs: int = 4
+    """passes over a rollout"""
+    norm_adv: bool = True
+    """normalize advantages in each minibatch"""
+    clip_coef: float = 0.2
+    """clipping range of the probability ratio"""
+    clip_vloss: bool = False
+    """clip the value loss too; off: with returns of +-10 it would leave no gradient just where the error is large"""
+    ent_coef: float = 0.0
+    """weight of the entropy bonus; 0: the task ends before exploration runs out"""
+    vf_coef: float = 0.5
+    """weight of the value loss"""
+    max_grad_norm: float = 0.5
+    """gradient-norm limit, for actor and critic each on its own"""
+    target_kl: float | None = None
+    """stop an update after the epoch in which the approximate KL divergence exceeds this"""
+    reward_scale: float = 0.1
+    """rewards are multiplied by this before learning, so that the critic's targets are near 1 (logs are not scaled)"""
+
+    # Derived in `prepare`
+    batch_size: int = field(init=False, default=0)
+    """num_envs * num_steps"""
+    num_iterations: int = field(init=False, default=0)
+    """total_timesteps // batch_size"""
+
+
+def fail(message):
+    """Ends the program over something the user can mend: one line, exit status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def parse_args():
+    """Args from the command line; with --resume or --evaluate, on top of those stored in the run folder."""
+    args = tyro.cli(Args, description=__doc__)
+    folder = args.resume or args.evaluate
+    if folder is None:
+        return args
+    try:
+        stored = Args(**json.loads(Path(folder, "args.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        fail(f"{folder} is not a run folder of this script: cannot read its args.json ({error})")
+    args = tyro.cli(Args, description=__doc__, default=stored)
+    if args.resume and args.evaluate:
+        fail("--resume and --evaluate exclude each other")
+    for name in [f.name for f in fields(Args) if f.init and f.name not in ("resume", "evaluate", "runs_dir")]:
+        if args.resume and getattr(args, name) != getattr(stored, name):
+            flag = "--" + name.replace("_", "-")
+            fail(f"--resume keeps the run's arguments: {flag} is {getattr(stored, name)} there; leave {flag} out")
+    return args
+
+
+def check_args(args):
+    """Fails, naming the flag, on values that no run could use."""
+    for name in ["eval_every", "eval_episodes", "total_timesteps", "num_envs", "num_minibatches", "update_epochs"]:
+        if getattr(args, name) < 1:
+            fail(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    for name in ["seed", "learning_rate", "clip_coef", "ent_coef", "vf_coef", "max_grad_norm", "reward_scale"]:
+        if not (math.isfinite(getattr(args, name)) and getattr(args, name) >= 0):
+            fail(f"--{name.replace('_', '-')} must not be negative, got {getattr(args, name)}")
+    for name in ["gamma", "gae_lambda"]:
+        if not 0 <= getattr(args, name) <= 1:
+            fail(f"--{name.replace('_', '-')} must lie in [0, 1], got {getattr(args, name)}")
+    if args.num_envs % args.num_minibatches:
+        fail(
+            f"--num-minibatches {args.num_minibatches} must divide --num-envs {args.num_envs}: minibatches hold whole environments"
+        )
+    if args.cuda and not torch.cuda.is_available():
+        fail("--cuda: no CUDA device is available; leave the flag out to run on the CPU")
+
+
+def make_envs(args, num_envs):
+    """A vector of environments with SAME_STEP autoreset: no dead transitions, the true last observation in final_obs."""
+    try:
+        umbrella = args.env_id.startswith("umbrella_env:")
+        if umbrella:
+            kwargs = {"chain_length": args.chain_length, "hide_umbrella": args.hide_umbrella}
+            kwargs |= {} if args.n_distractor is None else {"n_distractor": args.n_distractor}
+            envs = gym.make_vec(args.env_id, num_envs, "vector_entry_point", **kwargs)
+        else:
+            envs = gym.make_vec(args.env_id, num_envs, "sync", {"autoreset_mode": AutoresetMode.SAME_STEP})
+    except (gym.error.Error, ImportError, ValueError) as error:
+        fail(f"--env-id {args.env_id}: {str(error).splitlines()[0]}")
+    obs_space, action_space = envs.single_observation_space, envs.single_action_space
+    if not (isinstance(obs_space, gym.spaces.Box) and len(obs_space.shape) == 1):
+        fail(f"--env-id {args.env_id}: the observation space must be a flat Box, got {obs_space}")
+    discrete = isinstance(action_space, gym.spaces.Discrete) and action_space.start == 0
+    if not discrete and not (isinstance(action_space, gym.spaces.Box) and len(action_space.shape) == 1):
+        fail(f"--env-id {args.env_id}: the action space must be Discrete from 0 or a flat Box, got {action_space}")
+    return gym.wrappers.vector.RecordEpisodeStatistics(envs), umbrella
+
+
+def random_seeds(args, stream, index=0, count=1):
+    """`count` seeds for a named stream of the run; neither other streams nor runs with neighbouring seeds share any."""
+    stream = ["train", "eval", "evaluate", "resume"].index(stream)
+    return [int(s) for s in np.random.SeedSequence([args.seed, stream, index]).generate_state(count)]
+
+
+def layer_init(layer, std=math.sqrt(2), bias_const=0.0):
+    nn.init.orthogonal_(layer.weight, std)
+    nn.init.constant_(layer.bias, bias_const)
+    return layer
+
+
+def make_mlp(inputs, outputs, std):
+    return nn.Sequential(
+        layer_init(nn.Linear(inputs, 64)),
+        nn.Tanh(),
+        layer_init(nn.Linear(64, 64)),
+        nn.Tanh(),
+        layer_init(nn.Linear(64, outputs), std=std),
+    )
+
+
+class Actor(nn.Module):
+    """pi(a|s): Categorical for a Discrete action space, a Gaussian with state-independent deviations for a Box."""
+
+    def __init__(self, obs_dim, action_space):
+        super().__init__()
+        self.discrete = isinstance(action_space, gym.spaces.Discrete)
+        actions = int(action_space.n if self.discrete else action_space.shape[0])
+        self.net = make_mlp(obs_dim, actions, std=0.01)
+        if not self.discrete:
+            self.logstd = nn.Parameter(torch.zeros(actions))
+
+    def forward(self, obs):
+        """obs [..., obs_dim] -> distribution over actions [...] or [..., action_dim]"""
+        if self.discrete:
+            return Categorical(logits=self.net(obs), validate_args=False)
+        return Independent(Normal(self.net(obs), self.logstd.exp(), validate_args=False), 1, validate_args=False)
+
+
+class Critic(nn.Module):
+    """V(s): obs [..., obs_dim] -> [...]"""
+
+    def __init__(self, obs_dim):
+        super().__init__()
+        self.net = make_mlp(obs_dim, 1, std=1.0)
+
+    def forward(self, obs):
+        return self.net(obs).squeeze(-1)
+
+
+class Batch(NamedTuple):
+    """One rollout of T steps in N environments; what followed action t is at index t, not t + 1."""
+
+    obs: torch.Tensor  # [T, N, obs_dim]
+    actions: torch.Tensor  # [T, N] integers, or [T, N, action_dim]
+    rewards: torch.Tensor  # [T, N] extrinsic, scaled by --reward-scale
+    next_obs: torch.Tensor  # [T, N, obs_dim] before any reset
+    terminations: torch.Tensor  # [T, N] 1 where next_obs is terminal, else 0
+    dones: torch.Tensor  # [T, N] 1 where the episode ended, terminated or truncated, else 0
+
+
+@torch.inference_mode()
+def act(actor, obs, space, device):
+    """Samples actions for obs [N, obs_dim]; returns them [N] or [N, action_dim], raw and as the environment takes them."""
+    actions = actor(torch.as_tensor(obs, dtype=torch.get_default_dtype(), device=device)).sample().cpu().numpy()
+    return actions, actions if actor.discrete else actions.clip(space.low, space.high).astype(space.dtype)
+
+
+def ended_episodes(infos, ended):
+    """(return, length, success) of each episode that a step ended, `ended` [N] bool; success is NaN if not reported."""
+    if not ended.any():
+        return []
+    success = infos["final_info"].get("success", np.full(len(ended), np.nan))
+    columns = infos["episode"]["r"], infos["episode"]["l"], success
+    return np.stack(columns, axis=1)[ended].tolist()
+
+
+def rollout(envs, actor, obs, args, device):
+    """Runs `actor` for num_steps steps in every environment, from obs [N, obs_dim].
+
+    Returns the Batch, the observation to go on from, and the episodes that ended, as (return, length, success).
+    """
+    steps, episodes = [], []
+    for _ in range(args.num_steps):
+        actions, env_actions = act(actor, obs, envs.single_action_space, device)
+        following_obs, rewards, terminations, truncations, infos = envs.step(env_actions)
+        next_obs, dones = following_obs, terminations | truncations
+        if dones.any():  # following_obs already begins the next episodes: put back what the action led to
+            next_obs = following_obs.copy()
+            next_obs[dones] = np.stack(infos["final_obs"][dones])
+            episodes += ended_episodes(infos, dones)
+        steps.append((obs, actions, rewards * args.reward_scale, next_obs, terminations, dones))
+        obs = following_obs
+    batch = [torch.as_tensor(np.stack(x), device=device) for x in zip(*steps, strict=True)]  # T arrays [N] -> [T, N]
+    return Batch(*(x if x.dtype == torch.int64 else x.to(torch.get_default_dtype()) for x in batch)), obs, episodes
+
+
+def compute_gae(rewards, values, next_values, terminations, dones, gamma, gae_lambda):
+    """Generalized advantage estimation (Schulman et al. 2016, eq. 16), differentiable in rewards and both values.
+
+    All arguments are [T, N]: values[t] = V(s_t); next_values[t] = V(the state that followed a_t, before any reset);
+    terminations[t] = 1 where that state is terminal (bootstrap 0); dones[t] = 1 where the episode ended, terminated or
+    truncated (the recursion A_t = delta_t + gamma * lambda * (1 - dones_t) * A_{t+1} stops). Returns advantages [T, N].
+    The recursion is solved by doubling: log2(T) passes, each of which lets every step see twice as far ahead.
+    Raises ValueError when T or N is 0.
+    """
+    if rewards.numel() == 0:
+        raise ValueError(f"compute_gae needs at least one step of one environment, got rewards {tuple(rewards.shape)}")
+    advantages = rewards + gamma * next_values * (1 - terminations) - values  # the deltas: each step sees itself
+    decay = gamma * gae_lambda * (1 - dones)  # [T, N] weight of what lies `reach` steps ahead; 0 past an episode's end
+    reach = 1
+    while reach < len(rewards):
+        ahead, beyond = advantages[reach:], advantages[-reach:]  # the last `reach` steps see the rollout's end already
+        advantages = torch.cat([advantages[:-reach] + decay[: len(ahead)] * ahead, beyond])
+        decay = decay[:-reach] * decay[reach:]
+        reach *= 2
+    return advantages
+
+
+def normalize(advantages):
+    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+
+
+def policy_loss(policy, actions, logprobs, advantages, args):
+    """PPO's clipped surrogate (Schulman et al. 2017, eq. 7) minus the entropy bonus; and statistics to log, [5].
+
+    policy: distribution over [T, N] actions; logprobs [T, N]: those under the policy that acted; advantages [T, N].
+    """
+    logratio = policy.log_prob(actions) - logprobs  # [T, N]
+    ratio = logratio.exp()
+    clipped_ratio = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+    pg_loss = torch.max(-advantages * ratio, -advantages * clipped_ratio).mean()
+    entropy = policy.entropy().mean()
+    with torch.no_grad():
+        old_approx_kl = -logratio.mean()
+        approx_kl = (ratio - 1 - logratio).mean()  # http://joschu.net/blog/kl-approx.html
+        clipfrac = (ratio != clipped_ratio).to(ratio.dtype).mean()
+        stats = torch.stack([pg_loss, entropy, old_approx_kl, approx_kl, clipfrac])
+    return pg_loss - args.ent_coef * entropy, stats
+
+
+def value_loss(new_values, values, returns, args):
+    """Half the mean squared error; with --clip-vloss no credit for moving further than clip_coef. All [T, N]."""
+    error = (new_values - returns) ** 2
+    if args.clip_vloss:
+        clipped = values + (new_values - values).clamp(-args.clip_coef, args.clip_coef)
+        error = torch.max(error, (clipped - returns) ** 2)
+    return 0.5 * error.mean()
+
+
+def evaluate(args, actor, seeds, device):
+    """Mean return and success rate (NaN if not reported) over one episode from each of `seeds`.
+
+    Actions are sampled, as in training, whose random streams are left as they were.
+    """
+    envs, _ = make_envs(args, len(seeds))
+    obs, _ = envs.reset(seed=seeds)
+    episodes, running = [], np.ones(len(seeds), bool)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seeds[0])
+        while running.any():
+            _, env_actions = act(actor, obs, envs.single_action_space, device)
+            obs, _, terminations, truncations, infos = envs.step(env_actions)
+            ended = running & (terminations | truncations)  # an environment's later episodes do not count
+            episodes += ended_episodes(infos, ended)
+            running &= ~ended
+    envs.close()
+    eval_return, _, eval_success = np.mean(episodes, axis=0)
+    return float(eval_return), float(eval_success)
+
+
+def write_atomically(path, write):
+    """Calls write(temporary file) and renames it to `path`, so that `path` is at any moment whole: old or new."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        write(file)
+    os.replace(temporary, path)
+
+
+def save_checkpoint(folder, learners, envs, state):
+    """Writes all that the next iteration depends on: networks and optimizers, environments, random streams, `state`."""
+    sub_envs = getattr(envs.unwrapped, "envs", [])
+    lossy = any(
+        isinstance(env.unwrapped, gym.utils.EzPickle) for env in sub_envs
+    )  # MuJoCo, Box2D: pickle loses the state
+    checkpoint = {
+        "learners": {name: learner.state_dict() for name, learner in learners.items()},
+        "envs": None if lossy else cloudpickle.dumps(envs),
+        "torch_rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None,
+        "state": state,
+    }
+    write_atomically(folder / "checkpoint.pt", lambda file: torch.save(checkpoint, file))
+
+
+def load_checkpoint(args, learners, envs):
+    """Undoes save_checkpoint: restores `learners` and the random streams, returns environments and state."""
+    path = Path(args.resume or args.evaluate, "checkpoint.pt")
+    if not path.exists():
+        fail(f"{path} does not exist: the run was stopped before its first checkpoint, start it again")
+    try:  # weights_only=False lets a file run code: load only checkpoints that you trust
+        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # what a damaged file raises depends on where it is damaged
+        fail(f"{path} is damaged and cannot be loaded ({type(error).__name__})")
+    for name, learner in learners.items():
+        learner.load_state_dict(checkpoint["learners"][name])
+    torch.set_rng_state(checkpoint["torch_rng"])
+    if checkpoint["cuda_rng"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
+    state = checkpoint["state"]
+    if checkpoint["envs"] is None:  # begin new episodes
+        state["obs"], _ = envs.reset(seed=random_seeds(args, "resume", state["iteration"], args.num_envs))
+        return envs, state
+    return cloudpickle.loads(checkpoint["envs"]), state
+
+
+def open_run(args):
+    """Makes the run folder and writes args.json; fails rather than overwrite a run."""
+    env_name = args.env_id.split(":")[-1].replace("/", "_")
+    folder = Path(args.runs_dir, f"{env_name}__{args.exp_name}__{args.chain_length}__{args.seed}")
+    if (folder / "checkpoint.pt").exists():
+        fail(f"{folder} holds a run already: continue it with --resume {folder}, remove it, or change --exp-name")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stored = {
+            f.name: getattr(args, f.name) for f in fields(Args) if f.init and f.name not in ("resume", "evaluate")
+        }
+        write_atomically(folder / "args.json", lambda file: file.write(json.dumps(stored, indent=2).encode()))
+    except OSError as error:
+        fail(f"cannot write the run folder {folder}: {error.strerror}")
+    return folder
+
+
+def write_csv(path, rows):
+    """rows: dicts with the same keys"""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def check_finite(iteration, losses, learners, folder):
+    """Ends the program, exit status 1, if a loss or a parameter is not finite; the last checkpoint stays as it was."""
+    bad = [name for name, value in losses.items() if not math.isfinite(value)]
+    for name, learner in learners.items():
+        if isinstance(learner, nn.Module):
+            bad += [f"parameter {name}.{key}" for key, p in learner.named_parameters() if not p.isfinite().all()]
+    if bad:
+        sys.exit(f"error: iteration {iteration}: {bad[0]} is not finite; the last good checkpoint is in {folder}")
+
+
+def print_summary(folder, rows):
+    """What a reader wants to know at the end; rows are those of progress.csv."""
+    last, solved = rows[-1], [row["global_step"] for row in rows if row["eval_success"] >= 0.95]
+    print(f"final evaluation   return {last['eval_return']:.2f}, success {last['eval_success']:.2f}")
+    if math.isfinite(last["eval_success"]):
+        print(f"95 % success       {f'first evaluated at step {solved[0]}' if solved else 'not reached'}")
+    print(f"training time      {last['wall_time']:.1f} s, {last['sps']:.0f} steps/s")
+    print(f"run folder         {folder}")
+
+
+def track(args, folder):
+    try:
+        import wandb
+    except ImportError:
+        fail("--track needs Weights & Biases: pip install wandb")
+    wandb.init(
+        project=args.wandb_project_name,
+        entity=args.wandb_entity,
+        sync_tensorboard=True,
+        config=vars(args),
+        name=folder.name,
+        save_code=True,
+    )
+
+
+def main(args):
+    check_args(args)
+    torch.set_num_threads(1)  # the fastest for networks this small, and it leaves the other cores to other runs
+    device = torch.device("cuda" if args.cuda else "cpu")
+    envs, umbrella = make_envs(args, args.num_envs)
+    obs_dim, action_space = envs.single_observation_space.shape[0], envs.single_action_space
+    if not umbrella:
+        args.chain_length = 0
+    if args.num_steps is None:
+        args.num_steps = args.chain_length * max(1, 50 // args.chain_length) if umbrella else 50
+    args.batch_size = args.num_envs * args.num_steps
+    args.num_iterations = args.total_timesteps // args.batch_size
+    if args.num_iterations == 0:
+        fail(
+            f"--total-timesteps {args.total_timesteps} is less than one batch: num_envs * num_steps = {args.batch_size}"
+        )
+
+    # Agent
+    torch.manual_seed(args.seed)
+    actor, critic = Actor(obs_dim, action_space).to(device), Critic(obs_dim).to(device)
+    optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters()], args.learning_rate, eps=1e-5, fused=True)
+    learners = {"actor": actor, "critic": critic, "optimizer": optimizer}
+
+    # Evaluate only, resume, or begin
+    if args.evaluate:
+        _, state = load_checkpoint(args, learners, envs)
+        seeds = random_seeds(args, "evaluate", count=args.eval_episodes)
+        eval_return, eval_success = evaluate(args, actor, seeds, device)
+        print(
+            f"step {state['global_step']}, {len(seeds)} episodes: return {eval_return:.3f}, success {eval_success:.3f}"
+        )
+        return
+    if args.resume:
+        folder = Path(args.resume)
+        envs, state = load_checkpoint(args, learners, envs)
+    else:
+        folder = open_run(args)
+        obs, _ = envs.reset(seed=random_seeds(args, "train", count=args.num_envs))
+        state = {"iteration": 0, "global_step": 0, "elapsed": 0.0, "obs": obs, "episodes": [], "rows": []}
+    if args.track:
+        track(args, folder)
+    writer = SummaryWriter(folder, purge_step=state["global_step"] + 1)
+    writer.add_text(
+        "hyperparameters", "|param|value|\n|-|-|\n" + "\n".join(f"|{k}|{v}|" for k, v in vars(args).items())
+    )
+    stop = []  # the signals received; the iteration under way is finished first, so that nothing is lost
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda signum, frame: stop.append(signum))
+    start_time = time.perf_counter() - state["elapsed"]
+    bar = tqdm(total=args.num_iterations * args.batch_size, initial=state["global_step"], unit="step", disable=None)
+
+    while True:
+        # Evaluation and checkpoint, at the start, whenever a multiple of eval_every is passed, and at the end
+        global_step, rows = state["global_step"], state["rows"]
+        evaluated = rows[-1]["global_step"] if rows else -1
+        finished = state["iteration"] == args.num_iterations
+        due = global_step // args.eval_every > evaluated // args.eval_every or (finished and global_step > evaluated)
+        if due:
+            eval_seeds = random_seeds(args, "eval", global_step, args.eval_episodes)
+            eval_return, eval_success = evaluate(args, actor, eval_seeds, device)
+            train_return, _, train_success = np.mean(state["episodes"] or [[math.nan] * 3], axis=0).tolist()
+            state["episodes"] = []
+            state["elapsed"] = time.perf_counter() - start_time
+            row = {
+                "global_step": global_step,
+                "eval_return": eval_return,
+                "eval_success": eval_success,
+                "train_return": train_return,
+                "train_success": train_success,
+                "sps": global_step / state["elapsed"],
+                "wall_time": state["elapsed"],
+            }
+            rows.append(row)
+            write_csv(folder / "progress.csv", rows)
+            writer.add_scalar("eval/return", eval_return, global_step)
+            writer.add_scalar("eval/success", eval_success, global_step)
+            bar.set_postfix_str(f"return {eval_return:.2f}, success {eval_success:.2f}", refresh=False)
+        if due or stop:
+            state["elapsed"] = time.perf_counter() - start_time
+            save_checkpoint(folder, learners, envs, state)
+        if finished or stop:
+            break
+
+        # Rollout
+        batch, state["obs"], episodes = rollout(envs, actor, state["obs"], args, device)
+        with torch.no_grad():
+            logprobs = actor(batch.obs).log_prob(batch.actions)  # [T, N]
+            values, next_values = critic(batch.obs), critic(batch.next_obs)  # [T, N]
+            advantages = compute_gae(
+                batch.rewards, values, next_values, batch.terminations, batch.dones, args.gamma, args.gae_lambda
+            )
+            returns = advantages + values
+
+        # Update
+        frac = 1.0 - state["iteration"] / args.num_iterations if args.anneal_lr else 1.0
+        optimizer.param_groups[0]["lr"] = frac * args.learning_rate
+        stats = []  # one row [6] per minibatch
+        for _ in range(args.update_epochs):
+            for mb in torch.randperm(args.num_envs).to(device).chunk(args.num_minibatches):  # whole environments
+                mb_advantages = normalize(advantages[:, mb]) if args.norm_adv else advantages[:, mb]
+                loss, mb_stats = policy_loss(
+                    actor(batch.obs[:, mb]), batch.actions[:, mb], logprobs[:, mb], mb_advantages, args
+                )
+                v_loss = value_loss(critic(batch.obs[:, mb]), values[:, mb], returns[:, mb], args)
+                optimizer.zero_grad()
+                (loss + args.vf_coef * v_loss).backward()
+                nn.utils.clip_grad_norm_(actor.parameters(), args.max_grad_norm)
+                nn.utils.clip_grad_norm_(critic.parameters(), args.max_grad_norm)
+                optimizer.step()
+                stats.append(torch.cat([mb_stats, v_loss.detach()[None]]))
+            if args.target_kl is not None and mb_stats[3] > args.target_kl:
+                break
+
+        # Logging
+        state["iteration"] += 1
+        state["global_step"] = global_step = state["iteration"] * args.batch_size
+        state["episodes"] += episodes
+        names = ["policy_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "value_loss"]
+        losses = dict(zip(names, torch.stack(stats).mean(0).tolist(), strict=True))
+        check_finite(state["iteration"], losses, learners, folder)
+        losses["explained_variance"] = (1 - (returns - values).var() / returns.var()).item()
+        for name, value in losses.items():
+            writer.add_scalar(f"losses/{name}", value, global_step)
+        if episodes:
+            writer.add_scalar("charts/episodic_return", np.mean(episodes, axis=0)[0], global_step)
+            writer.add_scalar("charts/episodic_length", np.mean(episodes, axis=0)[1], global_step)
+        writer.add_scalar("charts/learning_rate", optimizer.param_groups[0]["lr"], global_step)
+        writer.add_scalar("charts/SPS", global_step / (time.perf_counter() - start_time), global_step)
+        bar.update(args.batch_size)
+
+    bar.close()
+    envs.close()
+    writer.close()
+    if not finished:
+        print(f"stopped at step {global_step}; continue with: python {Path(__file__).name} --resume {folder}")
+        sys.exit(128 + stop[0])
+    print_summary(folder, rows)
+
+
+if __name__ == "__main__":
+    main(parse_args())
