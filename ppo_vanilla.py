@@ -327,21 +327,21 @@ def normalize(advantages):
     return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
 
 
-def policy_loss(new_logprobs, entropies, logprobs, advantages, args):
+def policy_loss(new_logprobs, entropies, logprobs, advantages, clip_coef, ent_coef):
     """PPO's clipped surrogate (Schulman et al. 2017, eq. 7) minus the entropy bonus; and statistics to log, [5].
 
-    All arguments have one shape; logprobs are those under the policy that acted.
+    All tensors have one shape; logprobs are those under the policy that acted.
     """
     logratio = new_logprobs - logprobs
     ratio = logratio.exp()
-    clipped_ratio = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+    clipped_ratio = ratio.clamp(1 - clip_coef, 1 + clip_coef)
     pg_loss = -torch.min(advantages * ratio, advantages * clipped_ratio).mean()
     entropy = entropies.mean()
     with torch.no_grad():
         approx_kl = (ratio - 1 - logratio).mean()  # http://joschu.net/blog/kl-approx.html
         clipfrac = (ratio != clipped_ratio).to(ratio.dtype).mean()
         stats = torch.stack([pg_loss, entropy, -logratio.mean(), approx_kl, clipfrac])
-    return pg_loss - args.ent_coef * entropy if args.ent_coef else pg_loss, stats
+    return pg_loss - ent_coef * entropy if ent_coef else pg_loss, stats
 
 
 def clip_grad_norm(grad, max_norm):
@@ -586,11 +586,14 @@ def main(args):
         stats = []  # one row [6] per minibatch
         for _ in range(args.update_epochs):
             for mb in torch.randperm(args.num_envs).to(device).chunk(args.num_minibatches):  # whole environments
-                obs, actions = batch.obs[:, mb].flatten(0, 1), batch.actions[:, mb].flatten(0, 1)
+                obs, actions = batch.obs[:, mb], batch.actions[:, mb]
                 mb_advantages = normalize(advantages[:, mb]) if args.norm_adv else advantages[:, mb]
-                loss, mb_stats = policy_loss(*actor(obs, actions), logprobs[:, mb].flatten(), mb_advantages.flatten(), args)
-                v_loss = value_loss(critic(obs), values[:, mb].flatten(), returns[:, mb].flatten(), args)
-                optimizer.zero_grad(set_to_none=False)
+                new_logprobs, entropies = actor(obs, actions)
+                loss, mb_stats = policy_loss(
+                    new_logprobs, entropies, logprobs[:, mb], mb_advantages, args.clip_coef, args.ent_coef
+                )
+                v_loss = value_loss(critic(obs), values[:, mb], returns[:, mb], args)
+                optimizer.zero_grad(set_to_none=False)  # the gradients are views, see flat_parameters
                 (loss + args.vf_coef * v_loss).backward()
                 theta.grad.copy_(clip_grad_norm(theta.grad, args.max_grad_norm))
                 phi.grad.copy_(clip_grad_norm(phi.grad, args.max_grad_norm))

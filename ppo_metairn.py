@@ -1,0 +1,812 @@
+"""PPO with a meta-learned intrinsic reward, in one file: ppo_vanilla.py plus the method.
+
+An intrinsic reward network (IRN) reads whole episodes with self-attention and gives every step an intrinsic reward. PPO
+learns from extrinsic + intrinsic reward. The IRN learns from the gradient of the *extrinsic* objective after PPO's
+step, taken through that step. `diff ppo_vanilla.py ppo_metairn.py` shows the method and nothing else.
+
+    python ppo_metairn.py --seed 3                             # Umbrella Length 50, 100k steps: solved, in about 15 seconds
+    python ppo_metairn.py --env-id CartPole-v1                 # any Gymnasium env with a flat Box observation
+    python ppo_metairn.py --irn mlp --extrinsic-coef 0         # LIRPG: a per-step reward, and the policy sees no other
+    python ppo_metairn.py --resume runs/FOLDER                 # go on where a run was stopped, bit for bit
+    python ppo_metairn.py --evaluate runs/FOLDER --eval-episodes 1000
+    tensorboard --logdir runs
+
+References, beside those of ppo_vanilla.py:
+    Zheng, Oh and Singh, "On Learning Intrinsic Rewards for Policy Gradient Methods" (LIRPG), NeurIPS 2018, arXiv:1804.06459
+    Jiang et al., "Self-Attention based Temporal Intrinsic Reward for Reinforcement Learning" (SAIR), CAC 2021
+    Link, Heidmann and Liebig-Schultz, "MetaIRN: Metagradient Based Intrinsic Rewards Via Attention Network", 2025
+"""
+
+import copy
+import csv
+import io
+import json
+import math
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import cloudpickle
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from gymnasium.vector import AutoresetMode
+from matplotlib import colormaps
+from torch import nn
+from torch.func import functional_call
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+
+@dataclass
+class Args:
+    exp_name: str = "ppo_metairn"
+    """the name of this experiment, part of the run folder's name"""
+    seed: int = 1
+    """seed of everything: networks, actions, minibatches, training and evaluation environments"""
+    cuda: bool = False
+    """run the networks on the GPU; off by default: they are so small that one CPU thread is faster"""
+    track: bool = False
+    """mirror the run to Weights & Biases (needs `pip install wandb`)"""
+    wandb_project_name: str = "metairn"
+    """the Weights & Biases project"""
+    wandb_entity: str | None = None
+    """the Weights & Biases team"""
+    runs_dir: str = "runs"
+    """where run folders are made: RUNS_DIR/{env}__{exp_name}__{chain_length}__{seed}"""
+    resume: str | None = None
+    """continue the run in this folder, with the arguments stored there"""
+    evaluate: str | None = None
+    """train nothing: evaluate the agent in this run folder for --eval-episodes episodes"""
+    eval_every: int = 5_000
+    """environment steps between evaluations (and checkpoints)"""
+    eval_episodes: int = 20
+    """episodes of one evaluation; actions are sampled, as in training"""
+
+    # The task
+    env_id: str = "umbrella_env:UmbrellaLength-v0"
+    """the environment: flat Box observation, Discrete or flat Box action"""
+    chain_length: int = 50
+    """Umbrella only: the episode's length"""
+    n_distractor: int | None = None
+    """Umbrella only: number of random bits in the observation (default: the environment's)"""
+    hide_umbrella: bool = False
+    """Umbrella only: the observation never shows whether the umbrella was taken"""
+
+    # The algorithm
+    total_timesteps: int = 100_000
+    """environment steps of the whole run"""
+    learning_rate: float = 2e-3
+    """Adam's step size, for actor and critic"""
+    num_envs: int = 20
+    """parallel environments"""
+    num_steps: int | None = None
+    """steps of each environment per rollout (default: 50; on Umbrella the whole episodes that fit in 50, at least one)"""
+    anneal_lr: bool = True
+    """lower the learning rate linearly to 0 over the run"""
+    gamma: float = 0.99
+    """discount factor"""
+    gae_lambda: float = 0.95
+    """lambda of generalized advantage estimation"""
+    num_minibatches: int = 4
+    """minibatches per epoch; each holds whole environments, so it must divide num_envs"""
+    update_epochs: int = 4
+    """passes over a rollout"""
+    norm_adv: bool = True
+    """normalize advantages in each minibatch"""
+    clip_coef: float = 0.2
+    """clipping range of the probability ratio"""
+    clip_vloss: bool = False
+    """clip the value loss too; off: with returns of +-10 it would leave no gradient just where the error is large"""
+    ent_coef: float = 0.0
+    """weight of the entropy bonus; 0: the task ends before exploration runs out"""
+    vf_coef: float = 0.5
+    """weight of the value loss"""
+    max_grad_norm: float = 0.5
+    """gradient-norm limit, for actor and critic each on its own"""
+    target_kl: float | None = None
+    """stop an update after the epoch in which the approximate KL divergence exceeds this"""
+    reward_scale: float = 0.1
+    """rewards are multiplied by this before learning, so that the critic's targets are near 1 (logs are not scaled)"""
+
+    # The intrinsic reward
+    irn: Literal["attention", "mlp"] = "attention"
+    """attention: reads the whole episode (SAIR, MetaIRN); mlp: reads one state and action (LIRPG)"""
+    irn_dim: int = 32
+    """width of the intrinsic reward network"""
+    irn_heads: int = 1
+    """attention heads; must divide irn_dim"""
+    irn_layers: int = 1
+    """self-attention layers"""
+    meta_learning_rate: float = 1e-3
+    """Adam's step size for the intrinsic reward network"""
+    intrinsic_coef: float = 0.1
+    """weight of the intrinsic reward in the policy's reward"""
+    extrinsic_coef: float = 1.0
+    """weight of the extrinsic reward there; 0: the policy learns from the intrinsic reward alone"""
+    inner_steps: int = 1
+    """policy steps that one meta-gradient looks back through; must divide update_epochs * num_minibatches"""
+    outer_batch: Literal["same", "held-out"] = "same"
+    """episodes of the outer loss: those of the inner steps, or the minibatch after them in the epoch's permutation"""
+
+    # Derived in `prepare`
+    batch_size: int = field(init=False, default=0)
+    """num_envs * num_steps"""
+    num_iterations: int = field(init=False, default=0)
+    """total_timesteps // batch_size"""
+
+
+def fail(message):
+    """Ends the program over something the user can mend: one line, exit status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def parse_args():
+    """Args from the command line; with --resume or --evaluate, on top of those stored in the run folder."""
+    args = tyro.cli(Args, description=__doc__)
+    folder = args.resume or args.evaluate
+    if folder is None:
+        return args
+    try:
+        stored = Args(**json.loads(Path(folder, "args.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        fail(f"{folder} is not a run folder of this script: cannot read its args.json ({error})")
+    args = tyro.cli(Args, description=__doc__, default=stored)
+    if args.resume and args.evaluate:
+        fail("--resume and --evaluate exclude each other")
+    for name in [f.name for f in fields(Args) if f.init and f.name not in ("resume", "evaluate", "runs_dir")]:
+        if args.resume and getattr(args, name) != getattr(stored, name):
+            flag = "--" + name.replace("_", "-")
+            fail(f"--resume keeps the run's arguments: {flag} is {getattr(stored, name)} there; leave {flag} out")
+    return args
+
+
+def check_args(args):
+    """Fails, naming the flag, on values that no run could use."""
+    for name in ["eval_every", "eval_episodes", "total_timesteps", "num_envs", "num_minibatches", "update_epochs"]:
+        if getattr(args, name) < 1:
+            fail(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    for name in ["seed", "learning_rate", "clip_coef", "ent_coef", "vf_coef", "max_grad_norm", "reward_scale"]:
+        if not (math.isfinite(getattr(args, name)) and getattr(args, name) >= 0):
+            fail(f"--{name.replace('_', '-')} must not be negative, got {getattr(args, name)}")
+    for name in ["gamma", "gae_lambda"]:
+        if not 0 <= getattr(args, name) <= 1:
+            fail(f"--{name.replace('_', '-')} must lie in [0, 1], got {getattr(args, name)}")
+    if args.num_envs % args.num_minibatches:
+        fail(
+            f"--num-minibatches {args.num_minibatches} must divide --num-envs {args.num_envs}: minibatches hold whole environments"
+        )
+    if args.cuda and not torch.cuda.is_available():
+        fail("--cuda: no CUDA device is available; leave the flag out to run on the CPU")
+
+
+def make_envs(args, num_envs):
+    """A vector of environments with SAME_STEP autoreset: no dead transitions, the true last observation in final_obs."""
+    try:
+        umbrella = args.env_id.startswith("umbrella_env:")
+        if umbrella:
+            kwargs = {"chain_length": args.chain_length, "hide_umbrella": args.hide_umbrella}
+            kwargs |= {} if args.n_distractor is None else {"n_distractor": args.n_distractor}
+            envs = gym.make_vec(args.env_id, num_envs, "vector_entry_point", **kwargs)
+        else:
+            envs = gym.make_vec(args.env_id, num_envs, "sync", {"autoreset_mode": AutoresetMode.SAME_STEP})
+    except (gym.error.Error, ImportError, ValueError) as error:
+        fail(f"--env-id {args.env_id}: {str(error).splitlines()[0]}")
+    obs_space, action_space = envs.single_observation_space, envs.single_action_space
+    if not (isinstance(obs_space, gym.spaces.Box) and len(obs_space.shape) == 1):
+        fail(f"--env-id {args.env_id}: the observation space must be a flat Box, got {obs_space}")
+    discrete = isinstance(action_space, gym.spaces.Discrete) and action_space.start == 0
+    if not discrete and not (isinstance(action_space, gym.spaces.Box) and len(action_space.shape) == 1):
+        fail(f"--env-id {args.env_id}: the action space must be Discrete from 0 or a flat Box, got {action_space}")
+    return gym.wrappers.vector.RecordEpisodeStatistics(envs), umbrella
+
+
+def random_seeds(args, stream, index=0, count=1):
+    """`count` seeds for a named stream of the run; neither other streams nor runs with neighbouring seeds share any."""
+    stream = ["train", "eval", "evaluate", "resume"].index(stream)
+    return [int(s) for s in np.random.SeedSequence([args.seed, stream, index]).generate_state(count)]
+
+
+def layer_init(layer, std=math.sqrt(2), bias_const=0.0):
+    nn.init.orthogonal_(layer.weight, std)
+    nn.init.constant_(layer.bias, bias_const)
+    return layer
+
+
+def make_mlp(inputs, outputs, std):
+    return nn.Sequential(
+        layer_init(nn.Linear(inputs, 64)),
+        nn.ReLU(),
+        layer_init(nn.Linear(64, 64)),
+        nn.ReLU(),
+        layer_init(nn.Linear(64, outputs), std=std),
+    )
+
+
+class Actor(nn.Module):
+    """pi(a|s): Categorical for a Discrete action space, a Gaussian with state-independent deviations for a Box."""
+
+    def __init__(self, obs_dim, action_space):
+        super().__init__()
+        self.discrete = isinstance(action_space, gym.spaces.Discrete)
+        action_dim = int(action_space.n if self.discrete else action_space.shape[0])
+        self.net = make_mlp(obs_dim, action_dim, std=0.01)
+        if not self.discrete:
+            self.logstd = nn.Parameter(torch.zeros(action_dim))
+
+    def sample(self, obs):
+        """obs [..., obs_dim] -> actions [...] or [..., action_dim]"""
+        output = self.net(obs)
+        if self.discrete:
+            return torch.multinomial(output.softmax(-1), 1).squeeze(-1)
+        return torch.normal(output, self.logstd.exp().expand_as(output))
+
+    def forward(self, obs, actions):
+        """obs [..., obs_dim], actions [...] or [..., action_dim] -> log-probability of each action, entropy, both [...]"""
+        output = self.net(obs)
+        if self.discrete:
+            logprobs = output.log_softmax(-1)  # [..., action_dim]
+            return logprobs.gather(-1, actions.unsqueeze(-1)).squeeze(-1), -(logprobs.exp() * logprobs).sum(-1)
+        logprobs = -0.5 * ((actions - output) / self.logstd.exp()) ** 2 - self.logstd - 0.5 * math.log(2 * math.pi)
+        return logprobs.sum(-1), (0.5 + 0.5 * math.log(2 * math.pi) + self.logstd).sum().expand(obs.shape[:-1])
+
+
+class Critic(nn.Module):
+    """V(s): obs [..., obs_dim] -> [...]"""
+
+    def __init__(self, obs_dim):
+        super().__init__()
+        self.net = make_mlp(obs_dim, 1, std=1.0)
+
+    def forward(self, obs):
+        return self.net(obs).squeeze(-1)
+
+
+def flat_parameters(module):
+    """The module's parameters as one vector [P] of which, gradients included, they become views from now on.
+
+    One small tensor less to visit for every weight and bias: Adam and gradient clipping cost a fifth.
+    """
+    parameters = list(module.parameters())
+    flat = nn.Parameter(nn.utils.parameters_to_vector(parameters).detach())
+    flat.grad = torch.zeros_like(flat)
+    sizes = [p.numel() for p in parameters]
+    for p, data, grad in zip(parameters, flat.data.split(sizes), flat.grad.split(sizes), strict=True):
+        p.data, p.grad = data.view_as(p), grad.view_as(p)
+    return flat
+
+
+class IntrinsicRewardNetwork(nn.Module):
+    """r_in for every step of whole episodes: self-attention over the episode and a linear head (MetaIRN, section 3).
+
+    kind "attention" sees the episode's observations, actions, extrinsic rewards and times; a step attends to all steps of
+    its own episode, earlier and later, and to nothing else. kind "mlp" is LIRPG's r_in(s_t, a_t): it sees one step's
+    observation and action. What an episode looks like beyond the rollout's ends is unknown to both.
+    """
+
+    def __init__(self, obs_dim, action_space, kind, dim, heads, layers):
+        super().__init__()
+        self.kind, self.heads = kind, heads
+        self.num_actions = int(action_space.n) if isinstance(action_space, gym.spaces.Discrete) else None
+        action_dim = self.num_actions or action_space.shape[0]
+        if kind == "mlp":
+            self.net = make_mlp(obs_dim + action_dim, 1, std=0.01)
+        else:
+            self.embed = layer_init(nn.Linear(obs_dim + action_dim + 2, dim), std=1.0)
+            self.qkv = nn.ModuleList(layer_init(nn.Linear(dim, 3 * dim), std=1.0) for _ in range(layers))
+            self.out = nn.ModuleList(layer_init(nn.Linear(dim, dim), std=1.0) for _ in range(layers))
+            self.head = layer_init(nn.Linear(dim, 1), std=0.01)
+
+    def forward(self, obs, actions, rewards, dones):
+        """obs [T, N, obs_dim], actions [T, N] or [T, N, action_dim], rewards [T, N], dones [T, N] -> r_in [T, N] and the
+        last layer's attention [N, heads, T, T] (row: the step that attends; mlp: every step to itself)"""
+        T, N = rewards.shape
+        if self.num_actions:
+            actions = nn.functional.one_hot(actions, self.num_actions).to(rewards.dtype)  # [T, N, num_actions]
+        if self.kind == "mlp":
+            attention = torch.eye(T, dtype=rewards.dtype, device=rewards.device).expand(N, 1, T, T)
+            return self.net(torch.cat([obs, actions], -1)).squeeze(-1), attention
+        episode, time = episodes_and_times(dones)  # [T, N]
+        x = torch.cat([obs, actions, rewards.unsqueeze(-1), time.log1p().unsqueeze(-1)], -1)  # [T, N, features]
+        x = self.embed(x.transpose(0, 1)).tanh()  # [N, T, dim]
+        others = episode.T[:, None, :, None] != episode.T[:, None, None, :]  # [N, 1, T, T]
+        for qkv, out in zip(self.qkv, self.out, strict=True):
+            q, k, v = qkv(x).view(N, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # [N, heads, T, dim / heads] each
+            scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # [N, heads, T, T]
+            attention = scores.masked_fill(others, -math.inf).softmax(-1)
+            x = x + out((attention @ v).transpose(1, 2).flatten(2))  # [N, T, dim]
+        return self.head(x).squeeze(-1).T, attention
+
+
+def episodes_and_times(dones):
+    """dones [T, N] -> for each step the number of its episode within the rollout, and the steps taken in it before."""
+    episode = dones.cumsum(0) - dones
+    step = torch.arange(len(dones), dtype=dones.dtype, device=dones.device).unsqueeze(-1)  # [T, 1]
+    begins = torch.cat([torch.ones_like(dones[:1]), dones[:-1]])  # [T, N]
+    return episode, step - (step * begins).cummax(0).values
+
+
+class Batch(NamedTuple):
+    """One rollout of T steps in N environments; what followed action t is at index t, not t + 1."""
+
+    obs: torch.Tensor  # [T, N, obs_dim]
+    actions: torch.Tensor  # [T, N] integers, or [T, N, action_dim]
+    rewards: torch.Tensor  # [T, N] extrinsic, scaled by --reward-scale
+    next_obs: torch.Tensor  # [T, N, obs_dim] before any reset
+    terminations: torch.Tensor  # [T, N] 1 where next_obs is terminal, else 0
+    dones: torch.Tensor  # [T, N] 1 where the episode ended, terminated or truncated, else 0
+
+
+def act(actor, obs, space, device):
+    """Samples actions for obs [N, obs_dim]; returns them [N] or [N, action_dim], raw and as the environment takes them."""
+    actions = actor.sample(torch.as_tensor(obs, dtype=torch.get_default_dtype(), device=device)).cpu().numpy()
+    return actions, actions if actor.discrete else actions.clip(space.low, space.high).astype(space.dtype)
+
+
+def ended_episodes(infos, ended):
+    """(return, length, success) of each episode that a step ended, `ended` [N] bool; success is NaN if not reported."""
+    if not ended.any():
+        return []
+    success = infos["final_info"].get("success", np.full(len(ended), np.nan))
+    columns = infos["episode"]["r"], infos["episode"]["l"], success
+    return np.stack(columns, axis=1)[ended].tolist()
+
+
+@torch.no_grad()
+def rollout(envs, actor, obs, args, device):
+    """Runs `actor` for num_steps steps in every environment, from obs [N, obs_dim].
+
+    Returns the Batch, the observation to go on from, and the episodes that ended, as (return, length, success).
+    """
+    steps, episodes = [], []
+    for _ in range(args.num_steps):
+        actions, env_actions = act(actor, obs, envs.single_action_space, device)
+        following_obs, rewards, terminations, truncations, infos = envs.step(env_actions)
+        next_obs, dones = following_obs, terminations | truncations
+        if dones.any():  # following_obs already begins the next episodes: put back what the action led to
+            next_obs = following_obs.copy()
+            next_obs[dones] = np.stack(infos["final_obs"][dones])
+            episodes += ended_episodes(infos, dones)
+        steps.append((obs, actions, rewards * args.reward_scale, next_obs, terminations, dones))
+        obs = following_obs
+    batch = [torch.as_tensor(np.stack(x), device=device) for x in zip(*steps, strict=True)]  # T arrays [N] -> [T, N]
+    return Batch(*(x if x.dtype == torch.int64 else x.to(torch.get_default_dtype()) for x in batch)), obs, episodes
+
+
+def compute_gae(rewards, values, next_values, terminations, dones, gamma, gae_lambda):
+    """Generalized advantage estimation (Schulman et al. 2016, eq. 16), differentiable in rewards and both values.
+
+    All arguments are [T, N]: values[t] = V(s_t); next_values[t] = V(the state that followed a_t, before any reset);
+    terminations[t] = 1 where that state is terminal (bootstrap 0); dones[t] = 1 where the episode ended, terminated or
+    truncated (the recursion A_t = delta_t + gamma * lambda * (1 - dones_t) * A_{t+1} stops). Returns advantages [T, N].
+    The recursion is solved by doubling: log2(T) passes, each of which lets every step see twice as far ahead.
+    Raises ValueError when T or N is 0.
+    """
+    if rewards.numel() == 0:
+        raise ValueError(f"compute_gae needs at least one step of one environment, got rewards {tuple(rewards.shape)}")
+    advantages = rewards + gamma * next_values * (1 - terminations) - values  # the deltas: each step sees itself
+    decay = gamma * gae_lambda * (1 - dones)  # [T, N] weight of what lies `reach` steps ahead; 0 past an episode's end
+    reach = 1
+    while reach < len(rewards):
+        ahead, beyond = advantages[reach:], advantages[-reach:]  # the last `reach` steps see the rollout's end already
+        advantages = torch.cat([advantages[:-reach] + decay[: len(ahead)] * ahead, beyond])
+        decay = decay[:-reach] * decay[reach:]
+        reach *= 2
+    return advantages
+
+
+def normalize(advantages):
+    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+
+
+def policy_loss(new_logprobs, entropies, logprobs, advantages, clip_coef, ent_coef):
+    """PPO's clipped surrogate (Schulman et al. 2017, eq. 7) minus the entropy bonus; and statistics to log, [5].
+
+    All tensors have one shape; logprobs are those under the policy that acted.
+    """
+    logratio = new_logprobs - logprobs
+    ratio = logratio.exp()
+    clipped_ratio = ratio.clamp(1 - clip_coef, 1 + clip_coef)
+    pg_loss = -torch.min(advantages * ratio, advantages * clipped_ratio).mean()
+    entropy = entropies.mean()
+    with torch.no_grad():
+        approx_kl = (ratio - 1 - logratio).mean()  # http://joschu.net/blog/kl-approx.html
+        clipfrac = (ratio != clipped_ratio).to(ratio.dtype).mean()
+        stats = torch.stack([pg_loss, entropy, -logratio.mean(), approx_kl, clipfrac])
+    return pg_loss - ent_coef * entropy if ent_coef else pg_loss, stats
+
+
+class Minibatch(NamedTuple):
+    """What the inner and the outer step need of n environments; values are those before the update. All [T, n, ...]."""
+
+    obs: torch.Tensor
+    actions: torch.Tensor
+    rewards: torch.Tensor
+    terminations: torch.Tensor
+    dones: torch.Tensor
+    logprobs: torch.Tensor
+    values: torch.Tensor  # of the mixed critic
+    next_values: torch.Tensor
+    ext_values: torch.Tensor  # of the extrinsic critic
+    ext_advantages: torch.Tensor
+    ext_returns: torch.Tensor
+
+
+class AdamState(NamedTuple):
+    m: torch.Tensor  # [P] first moment
+    v: torch.Tensor  # [P] second moment
+    step: int
+
+
+def adam_step(theta, grad, state, lr, beta1=0.9, beta2=0.999, eps=1e-5):
+    """One step of torch.optim.Adam from theta [P], differentiable in all it is given -> new theta, new state.
+
+    The second moment is kept off zero, where the root has no derivative: a parameter whose gradients have all been
+    exactly 0 (the weights of an input that always reads 0) would turn every meta-gradient into NaN.
+    """
+    step = state.step + 1
+    m = beta1 * state.m + (1 - beta1) * grad
+    v = beta2 * state.v + (1 - beta2) * grad * grad
+    root = (v / (1 - beta2**step)).clamp_min(torch.finfo(v.dtype).tiny).sqrt()
+    return theta - lr / (1 - beta1**step) * m / (root + eps), AdamState(m, v, step)
+
+
+def unflatten(theta, module):
+    """theta [P] -> the dict of parameters that functional_call takes"""
+    parameters = dict(module.named_parameters())
+    parts = theta.split([p.numel() for p in parameters.values()])
+    return {name: part.view_as(p) for (name, p), part in zip(parameters.items(), parts, strict=True)}
+
+
+def inner_step(actor, theta, adam, irn, mb, lr, args):
+    """The step that ppo_vanilla.py takes, on the mixed reward and with its graph kept: theta' as a function of the IRN.
+
+    theta [P]: the actor's parameters; adam: their AdamState. Returns theta', its AdamState, the mixed advantages [T, n]
+    (without graph; the mixed critic's regression targets less its values) and statistics to log.
+    """
+    r_in, _ = irn(mb.obs, mb.actions, mb.rewards, mb.dones)  # [T, n]
+    mixed_rewards = args.extrinsic_coef * mb.rewards + args.intrinsic_coef * r_in
+    advantages = compute_gae(
+        mixed_rewards, mb.values, mb.next_values, mb.terminations, mb.dones, args.gamma, args.gae_lambda
+    )
+    mb_advantages = normalize(advantages) if args.norm_adv else advantages
+    new_logprobs, entropies = functional_call(actor, unflatten(theta, actor), (mb.obs, mb.actions))
+    loss, stats = policy_loss(new_logprobs, entropies, mb.logprobs, mb_advantages, args.clip_coef, args.ent_coef)
+    (grad,) = torch.autograd.grad(loss, theta, create_graph=True)
+    theta, adam = adam_step(theta, clip_grad_norm(grad, args.max_grad_norm), adam, lr)
+    return theta, adam, advantages.detach(), stats
+
+
+def outer_loss(actor, theta, mb, args):
+    """PPO's loss of the extrinsic advantage at theta' [P]: what the IRN is to lower. A scalar."""
+    advantages = normalize(mb.ext_advantages) if args.norm_adv else mb.ext_advantages
+    new_logprobs, entropies = functional_call(actor, unflatten(theta, actor), (mb.obs, mb.actions))
+    return policy_loss(new_logprobs, entropies, mb.logprobs, advantages, args.clip_coef, 0.0)[0]
+
+
+def clip_grad_norm(grad, max_norm):
+    """grad [P] scaled to a norm of at most max_norm, as nn.utils.clip_grad_norm_ does but differentiable"""
+    return grad * (max_norm / (grad.norm() + 1e-6)).clamp(max=1.0)
+
+
+def value_loss(new_values, values, returns, args):
+    """Half the mean squared error; with --clip-vloss no credit for moving further than clip_coef. All [T, N]."""
+    error = (new_values - returns) ** 2
+    if args.clip_vloss:
+        clipped = values + (new_values - values).clamp(-args.clip_coef, args.clip_coef)
+        error = torch.max(error, (clipped - returns) ** 2)
+    return 0.5 * error.mean()
+
+
+@torch.inference_mode()
+def evaluate(args, actor, seeds, device):
+    """Mean return and success rate (NaN if not reported) over one episode from each of `seeds`.
+
+    Actions are sampled, as in training, whose random streams are left as they were.
+    """
+    envs, _ = make_envs(args, len(seeds))
+    obs, _ = envs.reset(seed=seeds)
+    episodes, running = [], np.ones(len(seeds), bool)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seeds[0])
+        while running.any():
+            _, env_actions = act(actor, obs, envs.single_action_space, device)
+            obs, _, terminations, truncations, infos = envs.step(env_actions)
+            ended = running & (terminations | truncations)  # an environment's later episodes do not count
+            episodes += ended_episodes(infos, ended)
+            running &= ~ended
+    envs.close()
+    eval_return, _, eval_success = np.mean(episodes, axis=0)
+    return float(eval_return), float(eval_success)
+
+
+def write_atomically(path, write):
+    """Calls write(temporary file) and renames it to `path`, so that `path` is at any moment whole: old or new."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        write(file)
+    os.replace(temporary, path)
+
+
+def save_checkpoint(folder, learners, envs, state):
+    """Writes all that the next iteration depends on: networks and optimizers, environments, random streams, `state`."""
+    sub_envs = getattr(envs.unwrapped, "envs", [])
+    lossy = any(
+        isinstance(env.unwrapped, gym.utils.EzPickle) for env in sub_envs
+    )  # MuJoCo, Box2D: pickle loses the state
+    checkpoint = {
+        "learners": {name: learner.state_dict() for name, learner in learners.items()},
+        "envs": None if lossy else cloudpickle.dumps(envs),
+        "torch_rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None,
+        "state": state,
+    }
+    write_atomically(folder / "checkpoint.pt", lambda file: torch.save(checkpoint, file))
+
+
+def load_checkpoint(args, learners, envs):
+    """Undoes save_checkpoint: restores `learners` and the random streams, returns environments and state."""
+    path = Path(args.resume or args.evaluate, "checkpoint.pt")
+    if not path.exists():
+        fail(f"{path} does not exist: the run was stopped before its first checkpoint, start it again")
+    try:  # weights_only=False lets a file run code: load only checkpoints that you trust
+        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # what a damaged file raises depends on where it is damaged
+        fail(f"{path} is damaged and cannot be loaded ({type(error).__name__})")
+    for name, learner in learners.items():
+        learner.load_state_dict(checkpoint["learners"][name])
+    torch.set_rng_state(checkpoint["torch_rng"])
+    if checkpoint["cuda_rng"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
+    state = checkpoint["state"]
+    if checkpoint["envs"] is None:  # begin new episodes
+        state["obs"], _ = envs.reset(seed=random_seeds(args, "resume", state["iteration"], args.num_envs))
+        return envs, state
+    return cloudpickle.loads(checkpoint["envs"]), state
+
+
+def open_run(args):
+    """Makes the run folder and writes args.json; fails rather than overwrite a run."""
+    env_name = args.env_id.split(":")[-1].replace("/", "_")
+    folder = Path(args.runs_dir, f"{env_name}__{args.exp_name}__{args.chain_length}__{args.seed}")
+    if (folder / "checkpoint.pt").exists():
+        fail(f"{folder} holds a run already: continue it with --resume {folder}, remove it, or change --exp-name")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stored = {
+            f.name: getattr(args, f.name) for f in fields(Args) if f.init and f.name not in ("resume", "evaluate")
+        }
+        write_atomically(folder / "args.json", lambda file: file.write(json.dumps(stored, indent=2).encode()))
+    except OSError as error:
+        fail(f"cannot write the run folder {folder}: {error.strerror}")
+    return folder
+
+
+def write_csv(path, rows):
+    """rows: dicts with the same keys"""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def check_finite(iteration, losses, learners, folder):
+    """Ends the program, exit status 1, if a loss or a parameter is not finite; the last checkpoint stays as it was."""
+    bad = [name for name, value in losses.items() if not math.isfinite(value)]
+    for name, learner in learners.items():
+        if isinstance(learner, nn.Module):
+            bad += [f"parameter {name}.{key}" for key, p in learner.named_parameters() if not p.isfinite().all()]
+    if bad:
+        sys.exit(f"error: iteration {iteration}: {bad[0]} is not finite; the last good checkpoint is in {folder}")
+
+
+def print_summary(folder, rows):
+    """What a reader wants to know at the end; rows are those of progress.csv."""
+    last, solved = rows[-1], [row["global_step"] for row in rows if row["eval_success"] >= 0.95]
+    print(f"final evaluation   return {last['eval_return']:.2f}, success {last['eval_success']:.2f}")
+    if math.isfinite(last["eval_success"]):
+        print(f"95 % success       {f'first evaluated at step {solved[0]}' if solved else 'not reached'}")
+    print(f"training time      {last['wall_time']:.1f} s, {last['sps']:.0f} steps/s")
+    print(f"run folder         {folder}")
+
+
+def track(args, folder):
+    try:
+        import wandb
+    except ImportError:
+        fail("--track needs Weights & Biases: pip install wandb")
+    wandb.init(
+        project=args.wandb_project_name,
+        entity=args.wandb_entity,
+        sync_tensorboard=True,
+        config=vars(args),
+        name=folder.name,
+        save_code=True,
+    )
+
+
+def main(args):
+    check_args(args)
+    torch.set_num_threads(1)  # the fastest for networks this small, and it leaves the other cores to other runs
+    device = torch.device("cuda" if args.cuda else "cpu")
+    envs, umbrella = make_envs(args, args.num_envs)
+    obs_dim, action_space = envs.single_observation_space.shape[0], envs.single_action_space
+    if not umbrella:
+        args.chain_length = 0
+    if args.num_steps is None:
+        args.num_steps = args.chain_length * max(1, 50 // args.chain_length) if umbrella else 50
+    args.batch_size = args.num_envs * args.num_steps
+    args.num_iterations = args.total_timesteps // args.batch_size
+    inner_total = args.update_epochs * args.num_minibatches
+    if inner_total % args.inner_steps:
+        fail(f"--inner-steps {args.inner_steps} must divide update_epochs * num_minibatches = {inner_total}")
+    if args.num_iterations == 0:
+        fail(
+            f"--total-timesteps {args.total_timesteps} is less than one batch: num_envs * num_steps = {args.batch_size}"
+        )
+
+    # Agent
+    torch.manual_seed(args.seed)
+    actor, critic = Actor(obs_dim, action_space).to(device), Critic(obs_dim).to(device)
+    ext_critic = copy.deepcopy(critic)
+    with torch.random.fork_rng(devices=[]):  # so that the rollouts draw the numbers that ppo_vanilla.py draws
+        irn = IntrinsicRewardNetwork(obs_dim, action_space, args.irn, args.irn_dim, args.irn_heads, args.irn_layers)
+        irn = irn.to(device)
+    theta, phi, ext_phi, eta = [flat_parameters(module) for module in (actor, critic, ext_critic, irn)]
+    optimizer = torch.optim.Adam([phi, ext_phi], args.learning_rate, eps=1e-5, fused=True)
+    meta_optimizer = torch.optim.Adam([eta], args.meta_learning_rate, eps=1e-5, fused=True)
+    adam = AdamState(torch.zeros_like(theta.data), torch.zeros_like(theta.data), 0)  # the actor's
+    learners = {"actor": actor, "critic": critic, "ext_critic": ext_critic, "irn": irn}
+    learners |= {"optimizer": optimizer, "meta_optimizer": meta_optimizer}
+
+    # Evaluate only, resume, or begin
+    if args.evaluate:
+        _, state = load_checkpoint(args, learners, envs)
+        seeds = random_seeds(args, "evaluate", count=args.eval_episodes)
+        eval_return, eval_success = evaluate(args, actor, seeds, device)
+        print(
+            f"step {state['global_step']}, {len(seeds)} episodes: return {eval_return:.3f}, success {eval_success:.3f}"
+        )
+        return
+    if args.resume:
+        folder = Path(args.resume)
+        envs, state = load_checkpoint(args, learners, envs)
+    else:
+        folder = open_run(args)
+        obs, _ = envs.reset(seed=random_seeds(args, "train", count=args.num_envs))
+        state = {"iteration": 0, "global_step": 0, "elapsed": 0.0, "obs": obs, "episodes": [], "rows": []}
+    if args.track:
+        track(args, folder)
+    writer = SummaryWriter(folder, purge_step=state["global_step"] + 1)
+    writer.add_text(
+        "hyperparameters", "|param|value|\n|-|-|\n" + "\n".join(f"|{k}|{v}|" for k, v in vars(args).items())
+    )
+    stop = []  # the signals received; the iteration under way is finished first, so that nothing is lost
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda signum, frame: stop.append(signum))
+    start_time = time.perf_counter() - state["elapsed"]
+    bar = tqdm(total=args.num_iterations * args.batch_size, initial=state["global_step"], unit="step", disable=None)
+
+    while True:
+        # Evaluation and checkpoint, at the start, whenever a multiple of eval_every is passed, and at the end
+        global_step, rows = state["global_step"], state["rows"]
+        evaluated = rows[-1]["global_step"] if rows else -1
+        finished = state["iteration"] == args.num_iterations
+        due = global_step // args.eval_every > evaluated // args.eval_every or (finished and global_step > evaluated)
+        if due:
+            eval_seeds = random_seeds(args, "eval", global_step, args.eval_episodes)
+            eval_return, eval_success = evaluate(args, actor, eval_seeds, device)
+            train_return, _, train_success = np.mean(state["episodes"] or [[math.nan] * 3], axis=0).tolist()
+            state["episodes"] = []
+            state["elapsed"] = time.perf_counter() - start_time
+            row = {
+                "global_step": global_step,
+                "eval_return": eval_return,
+                "eval_success": eval_success,
+                "train_return": train_return,
+                "train_success": train_success,
+                "sps": global_step / state["elapsed"],
+                "wall_time": state["elapsed"],
+            }
+            rows.append(row)
+            write_csv(folder / "progress.csv", rows)
+            writer.add_scalar("eval/return", eval_return, global_step)
+            writer.add_scalar("eval/success", eval_success, global_step)
+            bar.set_postfix_str(f"return {eval_return:.2f}, success {eval_success:.2f}", refresh=False)
+        if due or stop:
+            state["elapsed"] = time.perf_counter() - start_time
+            save_checkpoint(folder, learners, envs, state)
+        if finished or stop:
+            break
+
+        # Rollout
+        batch, state["obs"], episodes = rollout(envs, actor, state["obs"], args, device)
+        with torch.no_grad():
+            logprobs, _ = actor(batch.obs, batch.actions)  # [T, N]
+            values, next_values = critic(batch.obs), critic(batch.next_obs)  # [T, N]
+            ext_values, ext_next_values = ext_critic(batch.obs), ext_critic(batch.next_obs)  # [T, N]
+            ext_advantages = compute_gae(
+                batch.rewards, ext_values, ext_next_values, batch.terminations, batch.dones, args.gamma, args.gae_lambda
+            )
+            ext_returns = ext_advantages + ext_values
+        data = Minibatch(
+            batch.obs, batch.actions, batch.rewards, batch.terminations, batch.dones, logprobs,
+            values, next_values, ext_values, ext_advantages, ext_returns,
+        )  # fmt: skip
+
+        # Update
+        frac = 1.0 - state["iteration"] / args.num_iterations if args.anneal_lr else 1.0
+        lr = optimizer.param_groups[0]["lr"] = frac * args.learning_rate
+        meta_optimizer.param_groups[0]["lr"] = frac * args.meta_learning_rate
+        stats, meta_stats = [], []  # one row [7] per minibatch, one row [2] per meta step
+        inner_theta, inner_envs = theta, []  # theta' as a function of eta; the environments it has learned from
+        for _ in range(args.update_epochs):
+            minibatches = torch.randperm(args.num_envs).to(device).chunk(args.num_minibatches)  # whole environments
+            for i, mb_envs in enumerate(minibatches):
+                # Inner step: PPO on the mixed reward
+                mb = Minibatch(*(x[:, mb_envs] for x in data))
+                inner_theta, adam, advantages, mb_stats = inner_step(actor, inner_theta, adam, irn, mb, lr, args)
+
+                # Critics, each on its own return
+                v_loss = value_loss(critic(mb.obs), mb.values, advantages + mb.values, args)
+                ext_v_loss = value_loss(ext_critic(mb.obs), mb.ext_values, mb.ext_returns, args)
+                optimizer.zero_grad(set_to_none=False)  # the gradients are views, see flat_parameters
+                (args.vf_coef * (v_loss + ext_v_loss)).backward()
+                phi.grad.copy_(clip_grad_norm(phi.grad, args.max_grad_norm))
+                ext_phi.grad.copy_(clip_grad_norm(ext_phi.grad, args.max_grad_norm))
+                optimizer.step()
+                stats.append(torch.cat([mb_stats, torch.stack([v_loss, ext_v_loss]).detach()]))
+
+                # Outer step: the IRN on the extrinsic loss at theta', through the inner steps
+                inner_envs.append(mb_envs)
+                if len(inner_envs) == args.inner_steps:
+                    held_out = args.outer_batch == "held-out"
+                    outer_envs = minibatches[(i + 1) % len(minibatches)] if held_out else torch.cat(inner_envs)
+                    meta_loss = outer_loss(actor, inner_theta, Minibatch(*(x[:, outer_envs] for x in data)), args)
+                    meta_optimizer.zero_grad(set_to_none=False)
+                    meta_loss.backward(inputs=list(irn.parameters()))
+                    meta_stats.append(torch.stack([meta_loss.detach(), eta.grad.norm()]))
+                    eta.grad.copy_(clip_grad_norm(eta.grad, args.max_grad_norm))
+                    meta_optimizer.step()
+                    theta.data.copy_(inner_theta.data)  # commit theta', without its graph
+                    inner_theta, inner_envs = theta, []
+                    adam = AdamState(adam.m.detach(), adam.v.detach(), adam.step)
+            if args.target_kl is not None and not inner_envs and mb_stats[3] > args.target_kl:
+                break
+
+        # Logging
+        state["iteration"] += 1
+        state["global_step"] = global_step = state["iteration"] * args.batch_size
+        state["episodes"] += episodes
+        names = ["policy_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "value_loss", "ext_value_loss"]
+        losses = dict(zip(names, torch.stack(stats).mean(0).tolist(), strict=True))
+        losses |= dict(zip(["meta_loss", "meta_grad_norm"], torch.stack(meta_stats).mean(0).tolist(), strict=True))
+        check_finite(state["iteration"], losses, learners, folder)
+        losses["explained_variance"] = (1 - ext_advantages.var() / ext_returns.var()).item()
+        for name, value in losses.items():
+            writer.add_scalar(f"losses/{name}", value, global_step)
+        if episodes:
+            writer.add_scalar("charts/episodic_return", np.mean(episodes, axis=0)[0], global_step)
+            writer.add_scalar("charts/episodic_length", np.mean(episodes, axis=0)[1], global_step)
+        writer.add_scalar("charts/learning_rate", optimizer.param_groups[0]["lr"], global_step)
+        writer.add_scalar("charts/SPS", global_step / (time.perf_counter() - start_time), global_step)
+        bar.update(args.batch_size)
+
+    bar.close()
+    envs.close()
+    writer.close()
+    if not finished:
+        print(f"stopped at step {global_step}; continue with: python {Path(__file__).name} --resume {folder}")
+        sys.exit(128 + stop[0])
+    print_summary(folder, rows)
+
+
+if __name__ == "__main__":
+    main(parse_args())
