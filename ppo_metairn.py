@@ -4,15 +4,15 @@ An intrinsic reward network (IRN) reads whole episodes with self-attention and g
 learns from extrinsic + intrinsic reward. The IRN learns from the gradient of the *extrinsic* objective after PPO's
 step, taken through that step. `diff ppo_vanilla.py ppo_metairn.py` shows the method and nothing else.
 
-    python ppo_metairn.py --seed 3                             # Umbrella Length 50, 100k steps: solved, in about 15 seconds
-    python ppo_metairn.py --env-id CartPole-v1                 # any Gymnasium env with a flat Box observation
+    python ppo_metairn.py --seed 3                    # Umbrella Length 50, 100k steps: solved, in about 15 seconds
+    python ppo_metairn.py --env-id CartPole-v1        # any Gymnasium env with a flat Box observation
     python ppo_metairn.py --irn mlp --extrinsic-coef 0         # LIRPG: a per-step reward, and the policy sees no other
-    python ppo_metairn.py --resume runs/FOLDER                 # go on where a run was stopped, bit for bit
+    python ppo_metairn.py --resume runs/FOLDER        # go on where a run was stopped, bit for bit
     python ppo_metairn.py --evaluate runs/FOLDER --eval-episodes 1000
     tensorboard --logdir runs
 
 References, beside those of ppo_vanilla.py:
-    Zheng, Oh and Singh, "On Learning Intrinsic Rewards for Policy Gradient Methods" (LIRPG), NeurIPS 2018, arXiv:1804.06459
+    Zheng, Oh and Singh, "On Learning Intrinsic Rewards for Policy Gradient Methods" (LIRPG), NeurIPS 2018
     Jiang et al., "Self-Attention based Temporal Intrinsic Reward for Reinforcement Learning" (SAIR), CAC 2021
     Link, Heidmann and Liebig-Schultz, "MetaIRN: Metagradient Based Intrinsic Rewards Via Attention Network", 2025
 """
@@ -81,12 +81,12 @@ class Args:
     # The algorithm
     total_timesteps: int = 100_000
     """environment steps of the whole run"""
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     """Adam's step size, for actor and critic"""
     num_envs: int = 20
     """parallel environments"""
     num_steps: int | None = None
-    """steps of each environment per rollout (default: 50; on Umbrella the whole episodes that fit in 50, at least one)"""
+    """steps of each environment per rollout (default: 50; on Umbrella as many whole episodes as fit in 50)"""
     anneal_lr: bool = True
     """lower the learning rate linearly to 0 over the run"""
     gamma: float = 0.99
@@ -123,9 +123,9 @@ class Args:
     """attention heads; must divide irn_dim"""
     irn_layers: int = 1
     """self-attention layers"""
-    meta_learning_rate: float = 1e-3
+    meta_learning_rate: float = 3e-4
     """Adam's step size for the intrinsic reward network"""
-    intrinsic_coef: float = 0.1
+    intrinsic_coef: float = 0.3
     """weight of the intrinsic reward in the policy's reward"""
     extrinsic_coef: float = 1.0
     """weight of the extrinsic reward there; 0: the policy learns from the intrinsic reward alone"""
@@ -139,6 +139,9 @@ class Args:
     """num_envs * num_steps"""
     num_iterations: int = field(init=False, default=0)
     """total_timesteps // batch_size"""
+
+
+FREE_ON_RESUME = {"resume", "evaluate", "runs_dir", "cuda", "track", "wandb_project_name", "wandb_entity"}
 
 
 def fail(message):
@@ -160,34 +163,58 @@ def parse_args():
     args = tyro.cli(Args, description=__doc__, default=stored)
     if args.resume and args.evaluate:
         fail("--resume and --evaluate exclude each other")
-    for name in [f.name for f in fields(Args) if f.init and f.name not in ("resume", "evaluate", "runs_dir")]:
-        if args.resume and getattr(args, name) != getattr(stored, name):
-            flag = "--" + name.replace("_", "-")
-            fail(f"--resume keeps the run's arguments: {flag} is {getattr(stored, name)} there; leave {flag} out")
+    kept = [f.name for f in fields(Args) if f.init and f.name not in FREE_ON_RESUME]
+    for name in kept if args.resume else []:
+        if getattr(args, name) != getattr(stored, name):
+            fail(f"{flag(name)} is {getattr(stored, name)} in {folder} and cannot change with --resume: leave it out")
     return args
+
+
+def flag(name):
+    return "--" + name.replace("_", "-")
 
 
 def check_args(args):
     """Fails, naming the flag, on values that no run could use."""
     for name in ["eval_every", "eval_episodes", "total_timesteps", "num_envs", "num_minibatches", "update_epochs"]:
         if getattr(args, name) < 1:
-            fail(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+            fail(f"{flag(name)} must be at least 1, got {getattr(args, name)}")
     for name in ["seed", "learning_rate", "clip_coef", "ent_coef", "vf_coef", "max_grad_norm", "reward_scale"]:
         if not (math.isfinite(getattr(args, name)) and getattr(args, name) >= 0):
-            fail(f"--{name.replace('_', '-')} must not be negative, got {getattr(args, name)}")
+            fail(f"{flag(name)} must be a finite number of at least 0, got {getattr(args, name)}")
     for name in ["gamma", "gae_lambda"]:
         if not 0 <= getattr(args, name) <= 1:
-            fail(f"--{name.replace('_', '-')} must lie in [0, 1], got {getattr(args, name)}")
+            fail(f"{flag(name)} must lie in [0, 1], got {getattr(args, name)}")
+    if args.num_steps is not None and args.num_steps < 2:
+        fail(f"--num-steps must be at least 2, got {args.num_steps}")  # one advantage cannot be normalized
     if args.num_envs % args.num_minibatches:
-        fail(
-            f"--num-minibatches {args.num_minibatches} must divide --num-envs {args.num_envs}: minibatches hold whole environments"
-        )
+        fail(f"--num-minibatches {args.num_minibatches} must divide --num-envs {args.num_envs}: it splits environments")
     if args.cuda and not torch.cuda.is_available():
         fail("--cuda: no CUDA device is available; leave the flag out to run on the CPU")
 
 
+def check_irn_args(args):
+    """Fails, naming the flag, on values of the intrinsic reward's arguments that no run could use."""
+    for name in ["irn_dim", "irn_heads", "irn_layers", "inner_steps"]:
+        if getattr(args, name) < 1:
+            fail(f"{flag(name)} must be at least 1, got {getattr(args, name)}")
+    for name in ["meta_learning_rate", "intrinsic_coef", "extrinsic_coef"]:
+        if not (math.isfinite(getattr(args, name)) and getattr(args, name) >= 0):
+            fail(f"{flag(name)} must be a finite number of at least 0, got {getattr(args, name)}")
+    if args.intrinsic_coef == args.extrinsic_coef == 0:
+        fail("--intrinsic-coef and --extrinsic-coef are both 0: the policy would have no reward to learn from")
+    if args.irn_dim % args.irn_heads:
+        fail(f"--irn-heads {args.irn_heads} must divide --irn-dim {args.irn_dim}")
+    total = args.update_epochs * args.num_minibatches
+    if total % args.inner_steps:
+        fail(f"--inner-steps {args.inner_steps} must divide update_epochs * num_minibatches = {total}")
+    splits = args.num_minibatches % args.inner_steps == 0 and args.inner_steps < args.num_minibatches
+    if args.outer_batch == "held-out" and not splits:
+        fail(f"--outer-batch held-out: --inner-steps {args.inner_steps} must divide num_minibatches and leave one over")
+
+
 def make_envs(args, num_envs):
-    """A vector of environments with SAME_STEP autoreset: no dead transitions, the true last observation in final_obs."""
+    """Environments with SAME_STEP autoreset (no dead transitions, true last observation); whether they are Umbrella."""
     try:
         umbrella = args.env_id.startswith("umbrella_env:")
         if umbrella:
@@ -213,7 +240,7 @@ def random_seeds(args, stream, index=0, count=1):
     return [int(s) for s in np.random.SeedSequence([args.seed, stream, index]).generate_state(count)]
 
 
-def layer_init(layer, std=math.sqrt(2), bias_const=0.0):
+def layer_init(layer, std=2**0.5, bias_const=0.0):
     nn.init.orthogonal_(layer.weight, std)
     nn.init.constant_(layer.bias, bias_const)
     return layer
@@ -248,7 +275,7 @@ class Actor(nn.Module):
         return torch.normal(output, self.logstd.exp().expand_as(output))
 
     def forward(self, obs, actions):
-        """obs [..., obs_dim], actions [...] or [..., action_dim] -> log-probability of each action, entropy, both [...]"""
+        """obs [..., obs_dim], actions [...] or [..., action_dim] -> log-probabilities [...], entropies [...]"""
         output = self.net(obs)
         if self.discrete:
             logprobs = output.log_softmax(-1)  # [..., action_dim]
@@ -271,7 +298,7 @@ class Critic(nn.Module):
 def flat_parameters(module):
     """The module's parameters as one vector [P] of which, gradients included, they become views from now on.
 
-    One small tensor less to visit for every weight and bias: Adam and gradient clipping cost a fifth.
+    Clipping and Adam then take a few operations on one vector, not a few for each weight and bias.
     """
     parameters = list(module.parameters())
     flat = nn.Parameter(nn.utils.parameters_to_vector(parameters).detach())
@@ -285,9 +312,10 @@ def flat_parameters(module):
 class IntrinsicRewardNetwork(nn.Module):
     """r_in for every step of whole episodes: self-attention over the episode and a linear head (MetaIRN, section 3).
 
-    kind "attention" sees the episode's observations, actions, extrinsic rewards and times; a step attends to all steps of
-    its own episode, earlier and later, and to nothing else. kind "mlp" is LIRPG's r_in(s_t, a_t): it sees one step's
-    observation and action. What an episode looks like beyond the rollout's ends is unknown to both.
+    kind "attention" sees the episode's observations, actions, extrinsic rewards and times; a step attends to all steps
+    of its own episode, earlier and later, and to nothing else. An episode that the rollout's start or end cuts is seen,
+    and its time counted, as far as the rollout reaches. kind "mlp" is LIRPG's r_in(s_t, a_t): it sees one step's
+    observation and action.
     """
 
     def __init__(self, obs_dim, action_space, kind, dim, heads, layers):
@@ -304,8 +332,8 @@ class IntrinsicRewardNetwork(nn.Module):
             self.head = layer_init(nn.Linear(dim, 1), std=0.01)
 
     def forward(self, obs, actions, rewards, dones):
-        """obs [T, N, obs_dim], actions [T, N] or [T, N, action_dim], rewards [T, N], dones [T, N] -> r_in [T, N] and the
-        last layer's attention [N, heads, T, T] (row: the step that attends; mlp: every step to itself)"""
+        """obs [T, N, obs_dim], actions [T, N] or [T, N, action_dim], rewards and dones [T, N] -> r_in [T, N], and the
+        last layer's attention [N, heads, T, T] (row: the step that attends; mlp: every step to itself)."""
         T, N = rewards.shape
         if self.num_actions:
             actions = nn.functional.one_hot(actions, self.num_actions).to(rewards.dtype)  # [T, N, num_actions]
@@ -344,7 +372,7 @@ class Batch(NamedTuple):
 
 
 def act(actor, obs, space, device):
-    """Samples actions for obs [N, obs_dim]; returns them [N] or [N, action_dim], raw and as the environment takes them."""
+    """obs [N, obs_dim] -> sampled actions [N] or [N, action_dim], as they are and as the environment takes them"""
     actions = actor.sample(torch.as_tensor(obs, dtype=torch.get_default_dtype(), device=device)).cpu().numpy()
     return actions, actions if actor.discrete else actions.clip(space.low, space.high).astype(space.dtype)
 
@@ -438,25 +466,6 @@ class Minibatch(NamedTuple):
     ext_returns: torch.Tensor
 
 
-class AdamState(NamedTuple):
-    m: torch.Tensor  # [P] first moment
-    v: torch.Tensor  # [P] second moment
-    step: int
-
-
-def adam_step(theta, grad, state, lr, beta1=0.9, beta2=0.999, eps=1e-5):
-    """One step of torch.optim.Adam from theta [P], differentiable in all it is given -> new theta, new state.
-
-    The second moment is kept off zero, where the root has no derivative: a parameter whose gradients have all been
-    exactly 0 (the weights of an input that always reads 0) would turn every meta-gradient into NaN.
-    """
-    step = state.step + 1
-    m = beta1 * state.m + (1 - beta1) * grad
-    v = beta2 * state.v + (1 - beta2) * grad * grad
-    root = (v / (1 - beta2**step)).clamp_min(torch.finfo(v.dtype).tiny).sqrt()
-    return theta - lr / (1 - beta1**step) * m / (root + eps), AdamState(m, v, step)
-
-
 def unflatten(theta, module):
     """theta [P] -> the dict of parameters that functional_call takes"""
     parameters = dict(module.named_parameters())
@@ -467,7 +476,7 @@ def unflatten(theta, module):
 def inner_step(actor, theta, adam, irn, mb, lr, args):
     """The step that ppo_vanilla.py takes, on the mixed reward and with its graph kept: theta' as a function of the IRN.
 
-    theta [P]: the actor's parameters; adam: their AdamState. Returns theta', its AdamState, the mixed advantages [T, n]
+    theta [P]: the actor's parameters; adam: their Adam state. Returns theta', its state, the mixed advantages [T, n]
     (without graph; the mixed critic's regression targets less its values) and statistics to log.
     """
     r_in, _ = irn(mb.obs, mb.actions, mb.rewards, mb.dones)  # [T, n]
@@ -490,9 +499,104 @@ def outer_loss(actor, theta, mb, args):
     return policy_loss(new_logprobs, entropies, mb.logprobs, advantages, args.clip_coef, 0.0)[0]
 
 
+INTRINSIC_SCALARS = ["mean", "std", "extrinsic_correlation", "advantage_share", "attention_entropy"]
+
+
+@torch.no_grad()
+def diagnose(irn, data, args):
+    """What the intrinsic reward does on one rollout, all of whose environments `data` holds: scalars and arrays.
+
+    Scalars (INTRINSIC_SCALARS): mean and standard deviation of r_in; its correlation with the extrinsic reward; the
+    part of the mixed advantage's variance that comes from r_in (covariance over variance); the attention's entropy, nats.
+    Arrays, by time in the episode, NaN where no episode is that long: r_in_mean, r_in_std and first_step_attention, [T]
+    (what an episode's first step attends to, mean over episodes and heads); and attention_map [L, L] of environment 0's
+    first episode, of L steps (mean over heads; row: the step that attends).
+    """
+    r_in, attention = irn(data.obs, data.actions, data.rewards, data.dones)  # [T, N], [N, heads, T, T]
+    zeros = torch.zeros_like(r_in)
+    gae_args = data.terminations, data.dones, args.gamma, args.gae_lambda
+    in_advantages = compute_gae(args.intrinsic_coef * r_in, zeros, zeros, *gae_args)
+    ex_advantages = compute_gae(args.extrinsic_coef * data.rewards, data.values, data.next_values, *gae_args)
+    covariance = torch.cov(torch.stack([in_advantages, in_advantages + ex_advantages]).flatten(1))
+    correlation = torch.corrcoef(torch.stack([r_in, data.rewards]).flatten(1))[0, 1]
+    share = covariance[0, 1] / covariance[1, 1]
+    entropy = -attention.xlogy(attention).sum(-1).mean()
+    scalars = dict(zip(INTRINSIC_SCALARS, [r_in.mean(), r_in.std(), correlation, share, entropy], strict=True))
+    episode, time = (x.T for x in episodes_and_times(data.dones))  # [N, T]
+    attention = attention.mean(1)  # [N, T, T]
+
+    def mean_by_time(x, times):
+        counts = torch.bincount(times.flatten().long(), minlength=len(r_in))
+        return torch.bincount(times.flatten().long(), x.flatten().double(), len(r_in)) / counts  # [T]
+
+    mean, mean_square = mean_by_time(r_in.T, time), mean_by_time(r_in.T**2, time)
+    first = time == 0  # [N, T]
+    first_times = time.unsqueeze(1).expand_as(attention)[first]  # [episodes, T] when the attended step was
+    same_episode = (episode.unsqueeze(1) == episode.unsqueeze(2))[first]  # [episodes, T]
+    length = int((episode[0] == 0).sum())
+    arrays = {
+        "r_in_mean": mean,
+        "r_in_std": (mean_square - mean**2).clamp_min(0).sqrt(),
+        "first_step_attention": mean_by_time(attention[first][same_episode], first_times[same_episode]),
+        "attention_map": attention[0, :length, :length],
+    }
+    return {k: x.item() for k, x in scalars.items()}, {k: x.cpu().numpy() for k, x in arrays.items()}
+
+
+def log_credit(credit, arrays, folder, writer, global_step):
+    """Appends diagnose's arrays to `credit`, and writes that to intrinsic.npz and, as pictures, to TensorBoard."""
+    credit["global_step"].append(global_step)
+    for name in ("r_in_mean", "r_in_std", "first_step_attention"):
+        credit[name].append(arrays[name])
+    credit["attention_map"] = arrays["attention_map"]
+    write_atomically(folder / "intrinsic.npz", lambda file: np.savez_compressed(file, **credit))
+    writer.add_image("intrinsic/attention_map", heat_map(credit["attention_map"]), global_step, dataformats="HWC")
+    for name in (
+        "first_step_attention",
+        "r_in_mean",
+    ):  # a row for each time in the episode, a column for each evaluation
+        image = heat_map(np.stack(credit[name], axis=1))
+        writer.add_image(f"intrinsic/{name}", image, global_step, dataformats="HWC")
+
+
+def heat_map(values):
+    """values [rows, columns] -> RGB image for TensorBoard, lowest value dark, at least 200 pixels wide and high"""
+    low, high = np.nanmin(values), np.nanmax(values)
+    image = colormaps["viridis"](np.nan_to_num((values - low) / max(high - low, 1e-12)))[..., :3]  # [rows, columns, 3]
+    return image.repeat(-(-200 // image.shape[0]), axis=0).repeat(-(-200 // image.shape[1]), axis=1)
+
+
 def clip_grad_norm(grad, max_norm):
     """grad [P] scaled to a norm of at most max_norm, as nn.utils.clip_grad_norm_ does but differentiable"""
     return grad * (max_norm / (grad.norm() + 1e-6)).clamp(max=1.0)
+
+
+def adam_step(theta, grad, adam, lr, beta1=0.9, beta2=0.999, eps=1e-5):
+    """One step of torch.optim.Adam from theta [P], differentiable in all it is given -> new theta, new state.
+
+    adam: (first moment [P], second moment [P], number of steps taken). The second moment is kept off zero, where the
+    root has no derivative: a parameter whose gradients have all been exactly 0 (a weight of an input that always
+    reads 0) would turn a gradient through this step into NaN.
+    """
+    m, v, step = adam
+    step += 1
+    m = beta1 * m + (1 - beta1) * grad
+    v = beta2 * v + (1 - beta2) * grad * grad
+    root = (v / (1 - beta2**step)).clamp_min(torch.finfo(v.dtype).tiny).sqrt()
+    return theta - lr / (1 - beta1**step) * m / (root + eps), (m, v, step)
+
+
+def new_adam(theta):
+    return torch.zeros_like(theta.data), torch.zeros_like(theta.data), 0
+
+
+@torch.no_grad()
+def descend(theta, adam, lr, max_grad_norm):
+    """Takes an Adam step from theta [P] along its clipped gradient, in place, and zeroes the gradient -> new state."""
+    new_theta, adam = adam_step(theta, clip_grad_norm(theta.grad, max_grad_norm), adam, lr)
+    theta.copy_(new_theta)
+    theta.grad.zero_()
+    return adam
 
 
 def value_loss(new_values, values, returns, args):
@@ -535,7 +639,7 @@ def write_atomically(path, write):
 
 
 def save_checkpoint(folder, learners, envs, state):
-    """Writes all that the next iteration depends on: networks and optimizers, environments, random streams, `state`."""
+    """Writes all that the next iteration depends on: networks, environments, random streams and `state`."""
     sub_envs = getattr(envs.unwrapped, "envs", [])
     lossy = any(
         isinstance(env.unwrapped, gym.utils.EzPickle) for env in sub_envs
@@ -550,20 +654,22 @@ def save_checkpoint(folder, learners, envs, state):
     write_atomically(folder / "checkpoint.pt", lambda file: torch.save(checkpoint, file))
 
 
-def load_checkpoint(args, learners, envs):
+def load_checkpoint(args, learners, envs, device):
     """Undoes save_checkpoint: restores `learners` and the random streams, returns environments and state."""
     path = Path(args.resume or args.evaluate, "checkpoint.pt")
     if not path.exists():
         fail(f"{path} does not exist: the run was stopped before its first checkpoint, start it again")
     try:  # weights_only=False lets a file run code: load only checkpoints that you trust
-        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+        checkpoint = torch.load(path, map_location=device, weights_only=False)
     except Exception as error:  # what a damaged file raises depends on where it is damaged
         fail(f"{path} is damaged and cannot be loaded ({type(error).__name__})")
+    if checkpoint["learners"].keys() != learners.keys():
+        fail(f"{path} was written by another script: it holds {', '.join(checkpoint['learners'])}")
     for name, learner in learners.items():
         learner.load_state_dict(checkpoint["learners"][name])
-    torch.set_rng_state(checkpoint["torch_rng"])
+    torch.set_rng_state(checkpoint["torch_rng"].cpu())
     if checkpoint["cuda_rng"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
+        torch.cuda.set_rng_state_all([rng.cpu() for rng in checkpoint["cuda_rng"]])
     state = checkpoint["state"]
     if checkpoint["envs"] is None:  # begin new episodes
         state["obs"], _ = envs.reset(seed=random_seeds(args, "resume", state["iteration"], args.num_envs))
@@ -579,9 +685,7 @@ def open_run(args):
         fail(f"{folder} holds a run already: continue it with --resume {folder}, remove it, or change --exp-name")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stored = {
-            f.name: getattr(args, f.name) for f in fields(Args) if f.init and f.name not in ("resume", "evaluate")
-        }
+        stored = {f.name: getattr(args, f.name) for f in fields(Args) if f.init}
         write_atomically(folder / "args.json", lambda file: file.write(json.dumps(stored, indent=2).encode()))
     except OSError as error:
         fail(f"cannot write the run folder {folder}: {error.strerror}")
@@ -601,8 +705,7 @@ def check_finite(iteration, losses, learners, folder):
     """Ends the program, exit status 1, if a loss or a parameter is not finite; the last checkpoint stays as it was."""
     bad = [name for name, value in losses.items() if not math.isfinite(value)]
     for name, learner in learners.items():
-        if isinstance(learner, nn.Module):
-            bad += [f"parameter {name}.{key}" for key, p in learner.named_parameters() if not p.isfinite().all()]
+        bad += [f"parameter {name}.{key}" for key, p in learner.named_parameters() if not p.isfinite().all()]
     if bad:
         sys.exit(f"error: iteration {iteration}: {bad[0]} is not finite; the last good checkpoint is in {folder}")
 
@@ -634,6 +737,7 @@ def track(args, folder):
 
 def main(args):
     check_args(args)
+    check_irn_args(args)
     torch.set_num_threads(1)  # the fastest for networks this small, and it leaves the other cores to other runs
     device = torch.device("cuda" if args.cuda else "cpu")
     envs, umbrella = make_envs(args, args.num_envs)
@@ -644,12 +748,9 @@ def main(args):
         args.num_steps = args.chain_length * max(1, 50 // args.chain_length) if umbrella else 50
     args.batch_size = args.num_envs * args.num_steps
     args.num_iterations = args.total_timesteps // args.batch_size
-    inner_total = args.update_epochs * args.num_minibatches
-    if inner_total % args.inner_steps:
-        fail(f"--inner-steps {args.inner_steps} must divide update_epochs * num_minibatches = {inner_total}")
     if args.num_iterations == 0:
         fail(
-            f"--total-timesteps {args.total_timesteps} is less than one batch: num_envs * num_steps = {args.batch_size}"
+            f"--total-timesteps {args.total_timesteps} is less than num_envs * num_steps = {args.batch_size}, one batch"
         )
 
     # Agent
@@ -660,40 +761,36 @@ def main(args):
         irn = IntrinsicRewardNetwork(obs_dim, action_space, args.irn, args.irn_dim, args.irn_heads, args.irn_layers)
         irn = irn.to(device)
     theta, phi, ext_phi, eta = [flat_parameters(module) for module in (actor, critic, ext_critic, irn)]
-    optimizer = torch.optim.Adam([phi, ext_phi], args.learning_rate, eps=1e-5, fused=True)
-    meta_optimizer = torch.optim.Adam([eta], args.meta_learning_rate, eps=1e-5, fused=True)
-    adam = AdamState(torch.zeros_like(theta.data), torch.zeros_like(theta.data), 0)  # the actor's
     learners = {"actor": actor, "critic": critic, "ext_critic": ext_critic, "irn": irn}
-    learners |= {"optimizer": optimizer, "meta_optimizer": meta_optimizer}
 
     # Evaluate only, resume, or begin
     if args.evaluate:
-        _, state = load_checkpoint(args, learners, envs)
+        load_checkpoint(args, learners, envs, device)
         seeds = random_seeds(args, "evaluate", count=args.eval_episodes)
         eval_return, eval_success = evaluate(args, actor, seeds, device)
-        print(
-            f"step {state['global_step']}, {len(seeds)} episodes: return {eval_return:.3f}, success {eval_success:.3f}"
-        )
+        print(f"{len(seeds)} episodes: return {eval_return:.3f}, success {eval_success:.3f}")
         return
     if args.resume:
         folder = Path(args.resume)
-        envs, state = load_checkpoint(args, learners, envs)
+        envs, state = load_checkpoint(args, learners, envs, device)
     else:
         folder = open_run(args)
         obs, _ = envs.reset(seed=random_seeds(args, "train", count=args.num_envs))
         state = {"iteration": 0, "global_step": 0, "elapsed": 0.0, "obs": obs, "episodes": [], "rows": []}
+        flat = {"actor": theta, "critic": phi, "ext_critic": ext_phi, "irn": eta}
+        state["credit"] = {"global_step": [], "r_in_mean": [], "r_in_std": [], "first_step_attention": []}
+        state["adam"] = {name: new_adam(parameters) for name, parameters in flat.items()}
     if args.track:
         track(args, folder)
     writer = SummaryWriter(folder, purge_step=state["global_step"] + 1)
-    writer.add_text(
-        "hyperparameters", "|param|value|\n|-|-|\n" + "\n".join(f"|{k}|{v}|" for k, v in vars(args).items())
-    )
+    table = "\n".join(f"|{name}|{value}|" for name, value in vars(args).items())
+    writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
     stop = []  # the signals received; the iteration under way is finished first, so that nothing is lost
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda signum, frame: stop.append(signum))
+    handlers = {s: signal.signal(s, lambda signum, _: stop.append(signum)) for s in (signal.SIGINT, signal.SIGTERM)}
     start_time = time.perf_counter() - state["elapsed"]
     bar = tqdm(total=args.num_iterations * args.batch_size, initial=state["global_step"], unit="step", disable=None)
 
+    data, losses = None, {}  # of the iteration before
     while True:
         # Evaluation and checkpoint, at the start, whenever a multiple of eval_every is passed, and at the end
         global_step, rows = state["global_step"], state["rows"]
@@ -715,6 +812,14 @@ def main(args):
                 "sps": global_step / state["elapsed"],
                 "wall_time": state["elapsed"],
             }
+            scalars = dict.fromkeys(INTRINSIC_SCALARS, math.nan)
+            if data is not None:
+                scalars, arrays = diagnose(irn, data, args)
+                log_credit(state["credit"], arrays, folder, writer, global_step)
+            for name, value in scalars.items():
+                writer.add_scalar(f"intrinsic/{name}", value, global_step)
+            row |= {f"intrinsic_{name}": value for name, value in scalars.items()}
+            row |= {name: losses.get(name, math.nan) for name in ("meta_loss", "meta_grad_norm")}
             rows.append(row)
             write_csv(folder / "progress.csv", rows)
             writer.add_scalar("eval/return", eval_return, global_step)
@@ -743,25 +848,25 @@ def main(args):
 
         # Update
         frac = 1.0 - state["iteration"] / args.num_iterations if args.anneal_lr else 1.0
-        lr = optimizer.param_groups[0]["lr"] = frac * args.learning_rate
-        meta_optimizer.param_groups[0]["lr"] = frac * args.meta_learning_rate
+        lr = frac * args.learning_rate
+        adam = state["adam"]
         stats, meta_stats = [], []  # one row [7] per minibatch, one row [2] per meta step
-        inner_theta, inner_envs = theta, []  # theta' as a function of eta; the environments it has learned from
+        inner_theta, inner_adam, inner_envs = theta, adam["actor"], []  # theta' and what it has learned from
         for _ in range(args.update_epochs):
             minibatches = torch.randperm(args.num_envs).to(device).chunk(args.num_minibatches)  # whole environments
             for i, mb_envs in enumerate(minibatches):
                 # Inner step: PPO on the mixed reward
                 mb = Minibatch(*(x[:, mb_envs] for x in data))
-                inner_theta, adam, advantages, mb_stats = inner_step(actor, inner_theta, adam, irn, mb, lr, args)
+                inner_theta, inner_adam, advantages, mb_stats = inner_step(
+                    actor, inner_theta, inner_adam, irn, mb, lr, args
+                )
 
                 # Critics, each on its own return
                 v_loss = value_loss(critic(mb.obs), mb.values, advantages + mb.values, args)
                 ext_v_loss = value_loss(ext_critic(mb.obs), mb.ext_values, mb.ext_returns, args)
-                optimizer.zero_grad(set_to_none=False)  # the gradients are views, see flat_parameters
                 (args.vf_coef * (v_loss + ext_v_loss)).backward()
-                phi.grad.copy_(clip_grad_norm(phi.grad, args.max_grad_norm))
-                ext_phi.grad.copy_(clip_grad_norm(ext_phi.grad, args.max_grad_norm))
-                optimizer.step()
+                adam["critic"] = descend(phi, adam["critic"], lr, args.max_grad_norm)
+                adam["ext_critic"] = descend(ext_phi, adam["ext_critic"], lr, args.max_grad_norm)
                 stats.append(torch.cat([mb_stats, torch.stack([v_loss, ext_v_loss]).detach()]))
 
                 # Outer step: the IRN on the extrinsic loss at theta', through the inner steps
@@ -770,14 +875,15 @@ def main(args):
                     held_out = args.outer_batch == "held-out"
                     outer_envs = minibatches[(i + 1) % len(minibatches)] if held_out else torch.cat(inner_envs)
                     meta_loss = outer_loss(actor, inner_theta, Minibatch(*(x[:, outer_envs] for x in data)), args)
-                    meta_optimizer.zero_grad(set_to_none=False)
                     meta_loss.backward(inputs=list(irn.parameters()))
                     meta_stats.append(torch.stack([meta_loss.detach(), eta.grad.norm()]))
-                    eta.grad.copy_(clip_grad_norm(eta.grad, args.max_grad_norm))
-                    meta_optimizer.step()
-                    theta.data.copy_(inner_theta.data)  # commit theta', without its graph
-                    inner_theta, inner_envs = theta, []
-                    adam = AdamState(adam.m.detach(), adam.v.detach(), adam.step)
+                    adam["irn"] = descend(eta, adam["irn"], frac * args.meta_learning_rate, args.max_grad_norm)
+
+                    # Commit theta', without its graph
+                    theta.data.copy_(inner_theta.data)
+                    m, v, step = inner_adam
+                    adam["actor"] = m.detach(), v.detach(), step
+                    inner_theta, inner_adam, inner_envs = theta, adam["actor"], []
             if args.target_kl is not None and not inner_envs and mb_stats[3] > args.target_kl:
                 break
 
@@ -795,10 +901,12 @@ def main(args):
         if episodes:
             writer.add_scalar("charts/episodic_return", np.mean(episodes, axis=0)[0], global_step)
             writer.add_scalar("charts/episodic_length", np.mean(episodes, axis=0)[1], global_step)
-        writer.add_scalar("charts/learning_rate", optimizer.param_groups[0]["lr"], global_step)
+        writer.add_scalar("charts/learning_rate", lr, global_step)
         writer.add_scalar("charts/SPS", global_step / (time.perf_counter() - start_time), global_step)
         bar.update(args.batch_size)
 
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
     bar.close()
     envs.close()
     writer.close()

@@ -1,8 +1,8 @@
 """PPO for flat observations, discrete or continuous actions, in one file. The baseline of ppo_metairn.py.
 
-    python ppo_vanilla.py --seed 3                             # Umbrella Length 50, 100k steps: solved, in about 3 seconds
-    python ppo_vanilla.py --env-id CartPole-v1                 # any Gymnasium env with a flat Box observation
-    python ppo_vanilla.py --resume runs/FOLDER                 # go on where a run was stopped, bit for bit
+    python ppo_vanilla.py --seed 3                    # Umbrella Length 50, 100k steps: solved, in about 3 seconds
+    python ppo_vanilla.py --env-id CartPole-v1        # any Gymnasium env with a flat Box observation
+    python ppo_vanilla.py --resume runs/FOLDER        # go on where a run was stopped, bit for bit
     python ppo_vanilla.py --evaluate runs/FOLDER --eval-episodes 1000
     tensorboard --logdir runs
 
@@ -73,12 +73,12 @@ class Args:
     # The algorithm
     total_timesteps: int = 100_000
     """environment steps of the whole run"""
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     """Adam's step size, for actor and critic"""
     num_envs: int = 20
     """parallel environments"""
     num_steps: int | None = None
-    """steps of each environment per rollout (default: 50; on Umbrella the whole episodes that fit in 50, at least one)"""
+    """steps of each environment per rollout (default: 50; on Umbrella as many whole episodes as fit in 50)"""
     anneal_lr: bool = True
     """lower the learning rate linearly to 0 over the run"""
     gamma: float = 0.99
@@ -113,6 +113,9 @@ class Args:
     """total_timesteps // batch_size"""
 
 
+FREE_ON_RESUME = {"resume", "evaluate", "runs_dir", "cuda", "track", "wandb_project_name", "wandb_entity"}
+
+
 def fail(message):
     """Ends the program over something the user can mend: one line, exit status 2."""
     print(f"error: {message}", file=sys.stderr)
@@ -132,34 +135,38 @@ def parse_args():
     args = tyro.cli(Args, description=__doc__, default=stored)
     if args.resume and args.evaluate:
         fail("--resume and --evaluate exclude each other")
-    for name in [f.name for f in fields(Args) if f.init and f.name not in ("resume", "evaluate", "runs_dir")]:
-        if args.resume and getattr(args, name) != getattr(stored, name):
-            flag = "--" + name.replace("_", "-")
-            fail(f"--resume keeps the run's arguments: {flag} is {getattr(stored, name)} there; leave {flag} out")
+    kept = [f.name for f in fields(Args) if f.init and f.name not in FREE_ON_RESUME]
+    for name in kept if args.resume else []:
+        if getattr(args, name) != getattr(stored, name):
+            fail(f"{flag(name)} is {getattr(stored, name)} in {folder} and cannot change with --resume: leave it out")
     return args
+
+
+def flag(name):
+    return "--" + name.replace("_", "-")
 
 
 def check_args(args):
     """Fails, naming the flag, on values that no run could use."""
     for name in ["eval_every", "eval_episodes", "total_timesteps", "num_envs", "num_minibatches", "update_epochs"]:
         if getattr(args, name) < 1:
-            fail(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+            fail(f"{flag(name)} must be at least 1, got {getattr(args, name)}")
     for name in ["seed", "learning_rate", "clip_coef", "ent_coef", "vf_coef", "max_grad_norm", "reward_scale"]:
         if not (math.isfinite(getattr(args, name)) and getattr(args, name) >= 0):
-            fail(f"--{name.replace('_', '-')} must not be negative, got {getattr(args, name)}")
+            fail(f"{flag(name)} must be a finite number of at least 0, got {getattr(args, name)}")
     for name in ["gamma", "gae_lambda"]:
         if not 0 <= getattr(args, name) <= 1:
-            fail(f"--{name.replace('_', '-')} must lie in [0, 1], got {getattr(args, name)}")
+            fail(f"{flag(name)} must lie in [0, 1], got {getattr(args, name)}")
+    if args.num_steps is not None and args.num_steps < 2:
+        fail(f"--num-steps must be at least 2, got {args.num_steps}")  # one advantage cannot be normalized
     if args.num_envs % args.num_minibatches:
-        fail(
-            f"--num-minibatches {args.num_minibatches} must divide --num-envs {args.num_envs}: minibatches hold whole environments"
-        )
+        fail(f"--num-minibatches {args.num_minibatches} must divide --num-envs {args.num_envs}: it splits environments")
     if args.cuda and not torch.cuda.is_available():
         fail("--cuda: no CUDA device is available; leave the flag out to run on the CPU")
 
 
 def make_envs(args, num_envs):
-    """A vector of environments with SAME_STEP autoreset: no dead transitions, the true last observation in final_obs."""
+    """Environments with SAME_STEP autoreset (no dead transitions, true last observation); whether they are Umbrella."""
     try:
         umbrella = args.env_id.startswith("umbrella_env:")
         if umbrella:
@@ -185,7 +192,7 @@ def random_seeds(args, stream, index=0, count=1):
     return [int(s) for s in np.random.SeedSequence([args.seed, stream, index]).generate_state(count)]
 
 
-def layer_init(layer, std=math.sqrt(2), bias_const=0.0):
+def layer_init(layer, std=2**0.5, bias_const=0.0):
     nn.init.orthogonal_(layer.weight, std)
     nn.init.constant_(layer.bias, bias_const)
     return layer
@@ -220,7 +227,7 @@ class Actor(nn.Module):
         return torch.normal(output, self.logstd.exp().expand_as(output))
 
     def forward(self, obs, actions):
-        """obs [..., obs_dim], actions [...] or [..., action_dim] -> log-probability of each action, entropy, both [...]"""
+        """obs [..., obs_dim], actions [...] or [..., action_dim] -> log-probabilities [...], entropies [...]"""
         output = self.net(obs)
         if self.discrete:
             logprobs = output.log_softmax(-1)  # [..., action_dim]
@@ -243,7 +250,7 @@ class Critic(nn.Module):
 def flat_parameters(module):
     """The module's parameters as one vector [P] of which, gradients included, they become views from now on.
 
-    One small tensor less to visit for every weight and bias: Adam and gradient clipping cost a fifth.
+    Clipping and Adam then take a few operations on one vector, not a few for each weight and bias.
     """
     parameters = list(module.parameters())
     flat = nn.Parameter(nn.utils.parameters_to_vector(parameters).detach())
@@ -266,7 +273,7 @@ class Batch(NamedTuple):
 
 
 def act(actor, obs, space, device):
-    """Samples actions for obs [N, obs_dim]; returns them [N] or [N, action_dim], raw and as the environment takes them."""
+    """obs [N, obs_dim] -> sampled actions [N] or [N, action_dim], as they are and as the environment takes them"""
     actions = actor.sample(torch.as_tensor(obs, dtype=torch.get_default_dtype(), device=device)).cpu().numpy()
     return actions, actions if actor.discrete else actions.clip(space.low, space.high).astype(space.dtype)
 
@@ -349,6 +356,34 @@ def clip_grad_norm(grad, max_norm):
     return grad * (max_norm / (grad.norm() + 1e-6)).clamp(max=1.0)
 
 
+def adam_step(theta, grad, adam, lr, beta1=0.9, beta2=0.999, eps=1e-5):
+    """One step of torch.optim.Adam from theta [P], differentiable in all it is given -> new theta, new state.
+
+    adam: (first moment [P], second moment [P], number of steps taken). The second moment is kept off zero, where the
+    root has no derivative: a parameter whose gradients have all been exactly 0 (a weight of an input that always
+    reads 0) would turn a gradient through this step into NaN.
+    """
+    m, v, step = adam
+    step += 1
+    m = beta1 * m + (1 - beta1) * grad
+    v = beta2 * v + (1 - beta2) * grad * grad
+    root = (v / (1 - beta2**step)).clamp_min(torch.finfo(v.dtype).tiny).sqrt()
+    return theta - lr / (1 - beta1**step) * m / (root + eps), (m, v, step)
+
+
+def new_adam(theta):
+    return torch.zeros_like(theta.data), torch.zeros_like(theta.data), 0
+
+
+@torch.no_grad()
+def descend(theta, adam, lr, max_grad_norm):
+    """Takes an Adam step from theta [P] along its clipped gradient, in place, and zeroes the gradient -> new state."""
+    new_theta, adam = adam_step(theta, clip_grad_norm(theta.grad, max_grad_norm), adam, lr)
+    theta.copy_(new_theta)
+    theta.grad.zero_()
+    return adam
+
+
 def value_loss(new_values, values, returns, args):
     """Half the mean squared error; with --clip-vloss no credit for moving further than clip_coef. All [T, N]."""
     error = (new_values - returns) ** 2
@@ -389,7 +424,7 @@ def write_atomically(path, write):
 
 
 def save_checkpoint(folder, learners, envs, state):
-    """Writes all that the next iteration depends on: networks and optimizers, environments, random streams, `state`."""
+    """Writes all that the next iteration depends on: networks, environments, random streams and `state`."""
     sub_envs = getattr(envs.unwrapped, "envs", [])
     lossy = any(
         isinstance(env.unwrapped, gym.utils.EzPickle) for env in sub_envs
@@ -404,20 +439,22 @@ def save_checkpoint(folder, learners, envs, state):
     write_atomically(folder / "checkpoint.pt", lambda file: torch.save(checkpoint, file))
 
 
-def load_checkpoint(args, learners, envs):
+def load_checkpoint(args, learners, envs, device):
     """Undoes save_checkpoint: restores `learners` and the random streams, returns environments and state."""
     path = Path(args.resume or args.evaluate, "checkpoint.pt")
     if not path.exists():
         fail(f"{path} does not exist: the run was stopped before its first checkpoint, start it again")
     try:  # weights_only=False lets a file run code: load only checkpoints that you trust
-        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+        checkpoint = torch.load(path, map_location=device, weights_only=False)
     except Exception as error:  # what a damaged file raises depends on where it is damaged
         fail(f"{path} is damaged and cannot be loaded ({type(error).__name__})")
+    if checkpoint["learners"].keys() != learners.keys():
+        fail(f"{path} was written by another script: it holds {', '.join(checkpoint['learners'])}")
     for name, learner in learners.items():
         learner.load_state_dict(checkpoint["learners"][name])
-    torch.set_rng_state(checkpoint["torch_rng"])
+    torch.set_rng_state(checkpoint["torch_rng"].cpu())
     if checkpoint["cuda_rng"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
+        torch.cuda.set_rng_state_all([rng.cpu() for rng in checkpoint["cuda_rng"]])
     state = checkpoint["state"]
     if checkpoint["envs"] is None:  # begin new episodes
         state["obs"], _ = envs.reset(seed=random_seeds(args, "resume", state["iteration"], args.num_envs))
@@ -433,9 +470,7 @@ def open_run(args):
         fail(f"{folder} holds a run already: continue it with --resume {folder}, remove it, or change --exp-name")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stored = {
-            f.name: getattr(args, f.name) for f in fields(Args) if f.init and f.name not in ("resume", "evaluate")
-        }
+        stored = {f.name: getattr(args, f.name) for f in fields(Args) if f.init}
         write_atomically(folder / "args.json", lambda file: file.write(json.dumps(stored, indent=2).encode()))
     except OSError as error:
         fail(f"cannot write the run folder {folder}: {error.strerror}")
@@ -455,8 +490,7 @@ def check_finite(iteration, losses, learners, folder):
     """Ends the program, exit status 1, if a loss or a parameter is not finite; the last checkpoint stays as it was."""
     bad = [name for name, value in losses.items() if not math.isfinite(value)]
     for name, learner in learners.items():
-        if isinstance(learner, nn.Module):
-            bad += [f"parameter {name}.{key}" for key, p in learner.named_parameters() if not p.isfinite().all()]
+        bad += [f"parameter {name}.{key}" for key, p in learner.named_parameters() if not p.isfinite().all()]
     if bad:
         sys.exit(f"error: iteration {iteration}: {bad[0]} is not finite; the last good checkpoint is in {folder}")
 
@@ -500,41 +534,37 @@ def main(args):
     args.num_iterations = args.total_timesteps // args.batch_size
     if args.num_iterations == 0:
         fail(
-            f"--total-timesteps {args.total_timesteps} is less than one batch: num_envs * num_steps = {args.batch_size}"
+            f"--total-timesteps {args.total_timesteps} is less than num_envs * num_steps = {args.batch_size}, one batch"
         )
 
     # Agent
     torch.manual_seed(args.seed)
     actor, critic = Actor(obs_dim, action_space).to(device), Critic(obs_dim).to(device)
     theta, phi = flat_parameters(actor), flat_parameters(critic)
-    optimizer = torch.optim.Adam([theta, phi], args.learning_rate, eps=1e-5, fused=True)
-    learners = {"actor": actor, "critic": critic, "optimizer": optimizer}
+    learners = {"actor": actor, "critic": critic}
 
     # Evaluate only, resume, or begin
     if args.evaluate:
-        _, state = load_checkpoint(args, learners, envs)
+        load_checkpoint(args, learners, envs, device)
         seeds = random_seeds(args, "evaluate", count=args.eval_episodes)
         eval_return, eval_success = evaluate(args, actor, seeds, device)
-        print(
-            f"step {state['global_step']}, {len(seeds)} episodes: return {eval_return:.3f}, success {eval_success:.3f}"
-        )
+        print(f"{len(seeds)} episodes: return {eval_return:.3f}, success {eval_success:.3f}")
         return
     if args.resume:
         folder = Path(args.resume)
-        envs, state = load_checkpoint(args, learners, envs)
+        envs, state = load_checkpoint(args, learners, envs, device)
     else:
         folder = open_run(args)
         obs, _ = envs.reset(seed=random_seeds(args, "train", count=args.num_envs))
         state = {"iteration": 0, "global_step": 0, "elapsed": 0.0, "obs": obs, "episodes": [], "rows": []}
+        state["adam"] = {"actor": new_adam(theta), "critic": new_adam(phi)}
     if args.track:
         track(args, folder)
     writer = SummaryWriter(folder, purge_step=state["global_step"] + 1)
-    writer.add_text(
-        "hyperparameters", "|param|value|\n|-|-|\n" + "\n".join(f"|{k}|{v}|" for k, v in vars(args).items())
-    )
+    table = "\n".join(f"|{name}|{value}|" for name, value in vars(args).items())
+    writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
     stop = []  # the signals received; the iteration under way is finished first, so that nothing is lost
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda signum, frame: stop.append(signum))
+    handlers = {s: signal.signal(s, lambda signum, _: stop.append(signum)) for s in (signal.SIGINT, signal.SIGTERM)}
     start_time = time.perf_counter() - state["elapsed"]
     bar = tqdm(total=args.num_iterations * args.batch_size, initial=state["global_step"], unit="step", disable=None)
 
@@ -582,7 +612,8 @@ def main(args):
 
         # Update
         frac = 1.0 - state["iteration"] / args.num_iterations if args.anneal_lr else 1.0
-        optimizer.param_groups[0]["lr"] = frac * args.learning_rate
+        lr = frac * args.learning_rate
+        adam = state["adam"]
         stats = []  # one row [6] per minibatch
         for _ in range(args.update_epochs):
             for mb in torch.randperm(args.num_envs).to(device).chunk(args.num_minibatches):  # whole environments
@@ -593,11 +624,9 @@ def main(args):
                     new_logprobs, entropies, logprobs[:, mb], mb_advantages, args.clip_coef, args.ent_coef
                 )
                 v_loss = value_loss(critic(obs), values[:, mb], returns[:, mb], args)
-                optimizer.zero_grad(set_to_none=False)  # the gradients are views, see flat_parameters
                 (loss + args.vf_coef * v_loss).backward()
-                theta.grad.copy_(clip_grad_norm(theta.grad, args.max_grad_norm))
-                phi.grad.copy_(clip_grad_norm(phi.grad, args.max_grad_norm))
-                optimizer.step()
+                adam["actor"] = descend(theta, adam["actor"], lr, args.max_grad_norm)
+                adam["critic"] = descend(phi, adam["critic"], lr, args.max_grad_norm)
                 stats.append(torch.cat([mb_stats, v_loss.detach()[None]]))
             if args.target_kl is not None and mb_stats[3] > args.target_kl:
                 break
@@ -615,10 +644,12 @@ def main(args):
         if episodes:
             writer.add_scalar("charts/episodic_return", np.mean(episodes, axis=0)[0], global_step)
             writer.add_scalar("charts/episodic_length", np.mean(episodes, axis=0)[1], global_step)
-        writer.add_scalar("charts/learning_rate", optimizer.param_groups[0]["lr"], global_step)
+        writer.add_scalar("charts/learning_rate", lr, global_step)
         writer.add_scalar("charts/SPS", global_step / (time.perf_counter() - start_time), global_step)
         bar.update(args.batch_size)
 
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
     bar.close()
     envs.close()
     writer.close()
