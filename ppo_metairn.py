@@ -507,7 +507,7 @@ def diagnose(irn, data, args):
     """What the intrinsic reward does on one rollout, all of whose environments `data` holds: scalars and arrays.
 
     Scalars (INTRINSIC_SCALARS): mean and standard deviation of r_in; its correlation with the extrinsic reward; the
-    part of the mixed advantage's variance that comes from r_in (covariance over variance); the attention's entropy, nats.
+    part of the mixed advantage's variance that comes from r_in (covariance over variance); attention entropy in nats.
     Arrays, by time in the episode, NaN where no episode is that long: r_in_mean, r_in_std and first_step_attention, [T]
     (what an episode's first step attends to, mean over episodes and heads); and attention_map [L, L] of environment 0's
     first episode, of L steps (mean over heads; row: the step that attends).

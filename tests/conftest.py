@@ -1,0 +1,34 @@
+import sys
+
+import pytest
+import torch
+
+import ppo_metairn
+import ppo_vanilla
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(params=[ppo_vanilla, ppo_metairn], ids=["vanilla", "metairn"])
+def script(request):
+    """Each of the two scripts, as a module."""
+    return request.param
+
+
+@pytest.fixture
+def float64():
+    """Everything in double precision, networks made by the scripts included."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch):
+    """cli(script, "--seed", 3) runs a script in this process as its command line would, with its runs in tmp_path."""
+
+    def run(script, *flags):
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", "--runs-dir", str(tmp_path), *map(str, flags)])
+        script.main(script.parse_args())
+
+    return run

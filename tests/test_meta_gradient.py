@@ -1,0 +1,161 @@
+"""The meta-gradient against finite differences and against LIRPG's closed form; the Adam step it goes through."""
+
+import itertools
+from functools import partial
+
+import pytest
+import torch
+
+import ppo_metairn as m
+
+
+def make_problem(env_id, kind, heads=1, layers=1, num_envs=6, T=8):
+    """Networks and a real rollout: actor, irn and the Minibatch of all environments, in the current default dtype."""
+    args = m.Args(env_id=env_id, chain_length=4, n_distractor=1, num_steps=T, clip_coef=0.2, max_grad_norm=0.5)
+    torch.manual_seed(0)
+    envs, _ = m.make_envs(args, num_envs)
+    obs, _ = envs.reset(seed=list(range(num_envs)))
+    obs_dim, space = envs.single_observation_space.shape[0], envs.single_action_space
+    actor, critic, ext_critic = m.Actor(obs_dim, space), m.Critic(obs_dim), m.Critic(obs_dim)
+    irn = m.IntrinsicRewardNetwork(obs_dim, space, kind, dim=4, heads=heads, layers=layers)
+    for p in itertools.chain(actor.net[-1].parameters(), irn.parameters()):
+        p.data += 0.3 * torch.randn_like(p)  # away from the nearly uniform policy and the nearly constant reward
+    batch, _, _ = m.rollout(envs, actor, obs, args, torch.device("cpu"))
+    with torch.no_grad():
+        logprobs = actor(batch.obs, batch.actions)[0]
+        logprobs += 0.3 * torch.randn_like(logprobs)  # a behaviour policy far enough for some ratios to be clipped
+        ext_advantages = torch.randn_like(logprobs)
+        values = critic(batch.obs), critic(batch.next_obs), ext_critic(batch.obs)
+    ends = batch.terminations, batch.dones
+    data = m.Minibatch(
+        batch.obs, batch.actions, batch.rewards, *ends, logprobs, *values, ext_advantages, ext_advantages
+    )
+    return args, actor, irn, data
+
+
+@pytest.mark.parametrize("inner_steps", [1, 3])
+@pytest.mark.parametrize("env_id", ["umbrella_env:UmbrellaLength-v0", "Pendulum-v1"], ids=["discrete", "continuous"])
+@pytest.mark.parametrize(
+    ("kind", "heads", "layers"), [("attention", 1, 1), ("attention", 2, 2), ("mlp", 1, 1)], ids=str
+)
+def test_whole_chain_against_finite_differences(float64, kind, heads, layers, env_id, inner_steps):
+    """IRN -> mixed GAE -> normalized advantage -> clipped PPO loss -> clipped gradient -> Adam -> ... -> outer loss."""
+    args, actor, irn, data = make_problem(env_id, kind, heads, layers)
+    theta, eta = m.flat_parameters(actor), m.flat_parameters(irn)
+    torch.manual_seed(1)
+    adam = 0.1 * torch.randn_like(theta), 0.01 * torch.rand_like(theta), 5  # as if in the middle of a run
+    minibatches = [m.Minibatch(*(x[:, 2 * i : 2 * i + 2] for x in data)) for i in range(3)]
+
+    def chain():
+        inner_theta, inner_adam = theta, adam
+        for mb in minibatches[:inner_steps]:
+            inner_theta, inner_adam, *_ = m.inner_step(actor, inner_theta, inner_adam, irn, mb, 0.05, args)
+        return m.outer_loss(actor, inner_theta, data, args)
+
+    chain().backward(inputs=list(irn.parameters()))
+    directions = torch.randn(24, len(eta))
+    start, h, differences = eta.data.clone(), 1e-6, []
+    for direction in directions:
+        ends = []
+        for sign in (1, -1):
+            eta.data.copy_(start + sign * h * direction)
+            ends.append(chain().item())
+        differences.append((ends[0] - ends[1]) / (2 * h))
+    expected = torch.tensor(differences)
+    assert expected.norm() > 1e-6
+    assert (directions @ eta.grad - expected).norm() / expected.norm() < 1e-5
+
+
+def test_lirpg_closed_form(float64, monkeypatch):
+    """Zheng et al. 2018, eq. 10 and 11 (slides, "Full derivation"): with one plain gradient step from the policy that
+    acted and no normalization, d J_ex / d eta = alpha lambda sum_t sum_{i >= t} gamma^(i-t) d r_in(s_i, a_i) / d eta
+    * <grad log pi(a_t | s_t), grad J_ex(theta')>, every sum a mean over the batch's steps here."""
+    alpha, lam, gamma = 0.7, 0.4, 0.9
+    args, actor, irn, data = make_problem("umbrella_env:UmbrellaLength-v0", "mlp", num_envs=2)
+    zeros, steps = torch.zeros_like(data.rewards), data.rewards.numel()
+    data = data._replace(values=zeros, next_values=zeros, logprobs=actor(data.obs, data.actions)[0].detach())
+    vars(args).update(gamma=gamma, gae_lambda=1.0, norm_adv=False, intrinsic_coef=lam, clip_coef=1e9)
+    args.max_grad_norm = 1e9
+    monkeypatch.setattr(m, "adam_step", lambda theta, grad, adam, lr: (theta - lr * grad, adam))
+    theta, parameters = m.flat_parameters(actor), list(irn.parameters())
+    new_theta, *_ = m.inner_step(actor, theta, None, irn, data, alpha, args)
+    ours = torch.autograd.grad(m.outer_loss(actor, new_theta, data, args), parameters)
+
+    # the same by hand: one log-probability and one reward at a time, in plain loops
+    policy = list(actor.parameters())
+    gradient = partial(torch.autograd.grad, retain_graph=True)
+
+    def log_prob_gradients():
+        return {
+            (t, n): torch.cat([g.flatten() for g in gradient(actor(data.obs[t, n], data.actions[t, n])[0], policy)])
+            for t, n in itertools.product(*map(range, data.rewards.shape))
+        }
+
+    before = log_prob_gradients()
+    r_in = irn(data.obs, data.actions, data.rewards, data.dones)[0]
+    old_theta, old_logprobs = theta.data.clone(), data.logprobs
+    theta.data.copy_(new_theta)
+    ratios = (actor(data.obs, data.actions)[0].detach() - old_logprobs).exp()
+    grad_j_ex = sum(data.ext_advantages[k] * ratios[k] * g for k, g in log_prob_gradients().items()) / steps
+    theta.data.copy_(old_theta)
+    expected = [torch.zeros_like(p) for p in parameters]
+    for (t, n), grad_log_prob in before.items():
+        end = next((i for i in range(t, len(r_in)) if data.dones[i, n]), len(r_in) - 1)
+        for i in range(t, end + 1):
+            factor = alpha * lam * gamma ** (i - t) * (grad_log_prob @ grad_j_ex) / steps
+            for total, g in zip(expected, gradient(r_in[i, n], parameters), strict=True):
+                total += factor * g
+    for a, b in zip(ours, expected, strict=True):
+        torch.testing.assert_close(-a, b, rtol=1e-9, atol=1e-14)  # the outer loss is -J_ex
+
+
+@pytest.mark.parametrize("script_name", ["ppo_vanilla", "ppo_metairn"])
+def test_adam_step_is_torch_adam(float64, script_name):
+    script = __import__(script_name)
+    torch.manual_seed(0)
+    reference = torch.nn.Parameter(torch.randn(50))
+    optimizer = torch.optim.Adam([reference], eps=1e-5)
+    theta, adam = reference.data.clone(), script.new_adam(reference)
+    for step in range(100):
+        optimizer.param_groups[0]["lr"] = lr = 0.1 / (1 + step)
+        grad = torch.randn(50) * (torch.arange(50) > 4)  # some gradients are always 0
+        reference.grad = grad.clone()
+        optimizer.step()
+        theta, adam = script.adam_step(theta, grad, adam, lr)
+    torch.testing.assert_close(theta, reference.data, rtol=1e-12, atol=1e-12)
+
+
+def test_clip_grad_norm_is_torch_clip_grad_norm():
+    torch.manual_seed(0)
+    for scale in (0.01, 100.0):
+        reference = torch.nn.Parameter(torch.zeros(20))
+        reference.grad = scale * torch.randn(20)
+        ours = m.clip_grad_norm(reference.grad.clone(), 0.5)
+        torch.nn.utils.clip_grad_norm_([reference], 0.5)
+        torch.testing.assert_close(ours, reference.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_gradient_of_exactly_zero_gives_no_nan(dtype):
+    """The weights of an input that always reads 0 (`have`, when hidden) never get a gradient."""
+    theta = torch.ones(3, dtype=dtype, requires_grad=True)
+    eta = torch.tensor(2.0, dtype=dtype, requires_grad=True)
+    adam = m.new_adam(theta)
+    new_theta = theta
+    for _ in range(3):
+        new_theta, adam = m.adam_step(new_theta, torch.stack([0 * eta, eta, 1e-30 * eta]), adam, 0.1)
+    (grad,) = torch.autograd.grad(new_theta.sum(), eta)
+    assert new_theta.isfinite().all()
+    assert new_theta[0] == 1
+    assert grad.isfinite()
+
+
+def test_meta_gradient_is_finite_when_the_umbrella_is_hidden():
+    args, actor, irn, data = make_problem("umbrella_env:UmbrellaLength-v0", "attention")
+    obs = data.obs.clone()
+    obs[..., 1] = 0
+    theta, eta = m.flat_parameters(actor), m.flat_parameters(irn)
+    new_theta, *_ = m.inner_step(actor, theta, m.new_adam(theta), irn, data._replace(obs=obs), 0.05, args)
+    m.outer_loss(actor, new_theta, data._replace(obs=obs), args).backward(inputs=list(irn.parameters()))
+    assert eta.grad.isfinite().all()
+    assert eta.grad.norm() > 0
