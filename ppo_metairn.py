@@ -19,6 +19,7 @@ References, beside those of ppo_vanilla.py:
 
 import copy
 import csv
+import importlib.util
 import io
 import json
 import math
@@ -28,7 +29,7 @@ import sys
 import time
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import cloudpickle
 import gymnasium as gym
@@ -115,7 +116,7 @@ class Args:
     """rewards are multiplied by this before learning, so that the critic's targets are near 1 (logs are not scaled)"""
 
     # The intrinsic reward
-    irn: Literal["attention", "mlp"] = "attention"
+    irn: str = "attention"
     """attention: reads the whole episode (SAIR, MetaIRN); mlp: reads one state and action (LIRPG)"""
     irn_dim: int = 32
     """width of the intrinsic reward network"""
@@ -131,8 +132,8 @@ class Args:
     """weight of the extrinsic reward there; 0: the policy learns from the intrinsic reward alone"""
     inner_steps: int = 1
     """policy steps that one meta-gradient looks back through; must divide update_epochs * num_minibatches"""
-    outer_batch: Literal["same", "held-out"] = "same"
-    """episodes of the outer loss: those of the inner steps, or the minibatch after them in the epoch's permutation"""
+    outer_batch: str = "same"
+    """episodes of the outer loss. same: those of the inner steps; held-out: the next minibatch of the epoch"""
 
     # Derived in `prepare`
     batch_size: int = field(init=False, default=0)
@@ -189,12 +190,17 @@ def check_args(args):
         fail(f"--num-steps must be at least 2, got {args.num_steps}")  # one advantage cannot be normalized
     if args.num_envs % args.num_minibatches:
         fail(f"--num-minibatches {args.num_minibatches} must divide --num-envs {args.num_envs}: it splits environments")
+    if args.track and importlib.util.find_spec("wandb") is None:
+        fail("--track needs Weights & Biases: pip install wandb")
     if args.cuda and not torch.cuda.is_available():
         fail("--cuda: no CUDA device is available; leave the flag out to run on the CPU")
 
 
 def check_irn_args(args):
     """Fails, naming the flag, on values of the intrinsic reward's arguments that no run could use."""
+    for name, choices in [("irn", ["attention", "mlp"]), ("outer_batch", ["same", "held-out"])]:
+        if getattr(args, name) not in choices:
+            fail(f"{flag(name)} must be {' or '.join(choices)}, got {getattr(args, name)}")
     for name in ["irn_dim", "irn_heads", "irn_layers", "inner_steps"]:
         if getattr(args, name) < 1:
             fail(f"{flag(name)} must be at least 1, got {getattr(args, name)}")
@@ -721,18 +727,11 @@ def print_summary(folder, rows):
 
 
 def track(args, folder):
-    try:
-        import wandb
-    except ImportError:
-        fail("--track needs Weights & Biases: pip install wandb")
-    wandb.init(
-        project=args.wandb_project_name,
-        entity=args.wandb_entity,
-        sync_tensorboard=True,
-        config=vars(args),
-        name=folder.name,
-        save_code=True,
-    )
+    """Mirrors what goes to TensorBoard to Weights & Biases."""
+    import wandb
+
+    project = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": folder.name}
+    wandb.init(**project, config=vars(args), sync_tensorboard=True, save_code=True)
 
 
 def main(args):

@@ -13,6 +13,7 @@ References:
 """
 
 import csv
+import importlib.util
 import io
 import json
 import math
@@ -161,6 +162,8 @@ def check_args(args):
         fail(f"--num-steps must be at least 2, got {args.num_steps}")  # one advantage cannot be normalized
     if args.num_envs % args.num_minibatches:
         fail(f"--num-minibatches {args.num_minibatches} must divide --num-envs {args.num_envs}: it splits environments")
+    if args.track and importlib.util.find_spec("wandb") is None:
+        fail("--track needs Weights & Biases: pip install wandb")
     if args.cuda and not torch.cuda.is_available():
         fail("--cuda: no CUDA device is available; leave the flag out to run on the CPU")
 
@@ -506,18 +509,11 @@ def print_summary(folder, rows):
 
 
 def track(args, folder):
-    try:
-        import wandb
-    except ImportError:
-        fail("--track needs Weights & Biases: pip install wandb")
-    wandb.init(
-        project=args.wandb_project_name,
-        entity=args.wandb_entity,
-        sync_tensorboard=True,
-        config=vars(args),
-        name=folder.name,
-        save_code=True,
-    )
+    """Mirrors what goes to TensorBoard to Weights & Biases."""
+    import wandb
+
+    project = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": folder.name}
+    wandb.init(**project, config=vars(args), sync_tensorboard=True, save_code=True)
 
 
 def main(args):

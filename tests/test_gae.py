@@ -57,9 +57,7 @@ unit = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0, 1))
 
 
 @settings(deadline=None, max_examples=150)
-@given(
-    T=st.integers(1, 300), N=st.integers(1, 4), seed=st.integers(0, 10**6), gamma=unit, gae_lambda=unit, p_done=unit
-)
+@given(T=st.integers(1, 300), N=st.integers(1, 4), seed=st.integers(0, 10**6), gamma=unit, gae_lambda=unit, p_done=unit)
 def test_equals_the_backward_loop(T, N, seed, gamma, gae_lambda, p_done):
     data = random_rollout(T, N, seed, p_done)
     ours = compute_gae(*map(torch.from_numpy, data), gamma, gae_lambda)

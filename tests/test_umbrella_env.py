@@ -96,7 +96,9 @@ def test_coins_are_fair_and_independent():
     np.testing.assert_allclose(np.corrcoef(coins) - np.eye(5), 0, atol=0.071)
 
 
-@pytest.mark.parametrize("kwargs", [{"chain_length": 1}, {"chain_length": 5, "n_distractor": 3}, {"hide_umbrella": True}])
+@pytest.mark.parametrize(
+    "kwargs", [{"chain_length": 1}, {"chain_length": 5, "n_distractor": 3}, {"hide_umbrella": True}]
+)
 def test_vector_of_one_reproduces_the_scalar_env(kwargs):
     env, envs = UmbrellaEnv(**kwargs), UmbrellaVectorEnv(1, **kwargs)
     rng = np.random.default_rng(0)
