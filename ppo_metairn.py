@@ -436,7 +436,8 @@ def compute_gae(rewards, values, next_values, terminations, dones, gamma, gae_la
 
 
 def normalize(advantages):
-    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    std, mean = torch.std_mean(advantages)
+    return (advantages - mean) / (std + 1e-8)
 
 
 def policy_loss(new_logprobs, entropies, logprobs, advantages, clip_coef, ent_coef):
@@ -586,10 +587,10 @@ def adam_step(theta, grad, adam, lr, beta1=0.9, beta2=0.999, eps=1e-5):
     """
     m, v, step = adam
     step += 1
-    m = beta1 * m + (1 - beta1) * grad
-    v = beta2 * v + (1 - beta2) * grad * grad
+    m = m.lerp(grad, 1 - beta1)
+    v = torch.addcmul(beta2 * v, grad, grad, value=1 - beta2)
     root = (v / (1 - beta2**step)).clamp_min(torch.finfo(v.dtype).tiny).sqrt()
-    return theta - lr / (1 - beta1**step) * m / (root + eps), (m, v, step)
+    return torch.addcdiv(theta, m, root + eps, value=-lr / (1 - beta1**step)), (m, v, step)
 
 
 def new_adam(theta):
