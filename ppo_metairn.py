@@ -103,7 +103,7 @@ class Args:
     clip_coef: float = 0.2
     """clipping range of the probability ratio"""
     clip_vloss: bool = False
-    """clip the value loss too; off: with returns of +-10 it would leave no gradient just where the error is large"""
+    """clip the value loss too; off: it would let the critic move by no more than clip_coef per rollout"""
     ent_coef: float = 0.0
     """weight of the entropy bonus; 0: the task ends before exploration runs out"""
     vf_coef: float = 0.5
@@ -409,8 +409,9 @@ def rollout(envs, actor, obs, args, device):
             episodes += ended_episodes(infos, dones)
         steps.append((obs, actions, rewards * args.reward_scale, next_obs, terminations, dones))
         obs = following_obs
-    batch = [torch.as_tensor(np.stack(x), device=device) for x in zip(*steps, strict=True)]  # T arrays [N] -> [T, N]
-    return Batch(*(x if x.dtype == torch.int64 else x.to(torch.get_default_dtype()) for x in batch)), obs, episodes
+    batch = Batch(*(torch.as_tensor(np.stack(x), device=device) for x in zip(*steps, strict=True)))  # [T, N, ...]
+    floats = [name for name in Batch._fields if not (name == "actions" and actor.discrete)]
+    return batch._replace(**{x: getattr(batch, x).to(torch.get_default_dtype()) for x in floats}), obs, episodes
 
 
 def compute_gae(rewards, values, next_values, terminations, dones, gamma, gae_lambda):
@@ -455,6 +456,48 @@ def policy_loss(new_logprobs, entropies, logprobs, advantages, clip_coef, ent_co
         clipfrac = (ratio != clipped_ratio).to(ratio.dtype).mean()
         stats = torch.stack([pg_loss, entropy, -logratio.mean(), approx_kl, clipfrac])
     return pg_loss - ent_coef * entropy if ent_coef else pg_loss, stats
+
+
+def clip_grad_norm(grad, max_norm):
+    """grad [P] scaled to a norm of at most max_norm, as nn.utils.clip_grad_norm_ does but differentiable"""
+    return grad * (max_norm / (grad.norm() + 1e-6)).clamp(max=1.0)
+
+
+def adam_step(theta, grad, adam, lr, beta1=0.9, beta2=0.999, eps=1e-5):
+    """One step of torch.optim.Adam from theta [P], differentiable in all it is given -> new theta, new state.
+
+    adam: (first moment [P], second moment [P], number of steps taken). The second moment is kept off zero, where the
+    root has no derivative: a parameter whose gradients have all been exactly 0 (a weight of an input that always
+    reads 0) would turn a gradient through this step into NaN.
+    """
+    m, v, step = adam
+    step += 1
+    m = m.lerp(grad, 1 - beta1)
+    v = torch.addcmul(beta2 * v, grad, grad, value=1 - beta2)
+    root = (v / (1 - beta2**step)).clamp_min(torch.finfo(v.dtype).tiny).sqrt()
+    return torch.addcdiv(theta, m, root + eps, value=-lr / (1 - beta1**step)), (m, v, step)
+
+
+def new_adam(theta):
+    return torch.zeros_like(theta.data), torch.zeros_like(theta.data), 0
+
+
+@torch.no_grad()
+def descend(theta, adam, lr, max_grad_norm):
+    """Takes an Adam step from theta [P] along its clipped gradient, in place, and zeroes the gradient -> new state."""
+    new_theta, adam = adam_step(theta, clip_grad_norm(theta.grad, max_grad_norm), adam, lr)
+    theta.copy_(new_theta)
+    theta.grad.zero_()
+    return adam
+
+
+def value_loss(new_values, values, returns, args):
+    """Half the mean squared error; with --clip-vloss no credit for moving further than clip_coef. All [T, N]."""
+    error = (new_values - returns) ** 2
+    if args.clip_vloss:
+        clipped = values + (new_values - values).clamp(-args.clip_coef, args.clip_coef)
+        error = torch.max(error, (clipped - returns) ** 2)
+    return 0.5 * error.mean()
 
 
 class Minibatch(NamedTuple):
@@ -558,11 +601,8 @@ def log_credit(credit, arrays, folder, writer, global_step):
     credit["attention_map"] = arrays["attention_map"]
     write_atomically(folder / "intrinsic.npz", lambda file: np.savez_compressed(file, **credit))
     writer.add_image("intrinsic/attention_map", heat_map(credit["attention_map"]), global_step, dataformats="HWC")
-    for name in (
-        "first_step_attention",
-        "r_in_mean",
-    ):  # a row for each time in the episode, a column for each evaluation
-        image = heat_map(np.stack(credit[name], axis=1))
+    for name in ("first_step_attention", "r_in_mean"):
+        image = heat_map(np.stack(credit[name], axis=1))  # [T, E]: a row for each time, a column for each evaluation
         writer.add_image(f"intrinsic/{name}", image, global_step, dataformats="HWC")
 
 
@@ -571,48 +611,6 @@ def heat_map(values):
     low, high = np.nanmin(values), np.nanmax(values)
     image = colormaps["viridis"](np.nan_to_num((values - low) / max(high - low, 1e-12)))[..., :3]  # [rows, columns, 3]
     return image.repeat(-(-200 // image.shape[0]), axis=0).repeat(-(-200 // image.shape[1]), axis=1)
-
-
-def clip_grad_norm(grad, max_norm):
-    """grad [P] scaled to a norm of at most max_norm, as nn.utils.clip_grad_norm_ does but differentiable"""
-    return grad * (max_norm / (grad.norm() + 1e-6)).clamp(max=1.0)
-
-
-def adam_step(theta, grad, adam, lr, beta1=0.9, beta2=0.999, eps=1e-5):
-    """One step of torch.optim.Adam from theta [P], differentiable in all it is given -> new theta, new state.
-
-    adam: (first moment [P], second moment [P], number of steps taken). The second moment is kept off zero, where the
-    root has no derivative: a parameter whose gradients have all been exactly 0 (a weight of an input that always
-    reads 0) would turn a gradient through this step into NaN.
-    """
-    m, v, step = adam
-    step += 1
-    m = m.lerp(grad, 1 - beta1)
-    v = torch.addcmul(beta2 * v, grad, grad, value=1 - beta2)
-    root = (v / (1 - beta2**step)).clamp_min(torch.finfo(v.dtype).tiny).sqrt()
-    return torch.addcdiv(theta, m, root + eps, value=-lr / (1 - beta1**step)), (m, v, step)
-
-
-def new_adam(theta):
-    return torch.zeros_like(theta.data), torch.zeros_like(theta.data), 0
-
-
-@torch.no_grad()
-def descend(theta, adam, lr, max_grad_norm):
-    """Takes an Adam step from theta [P] along its clipped gradient, in place, and zeroes the gradient -> new state."""
-    new_theta, adam = adam_step(theta, clip_grad_norm(theta.grad, max_grad_norm), adam, lr)
-    theta.copy_(new_theta)
-    theta.grad.zero_()
-    return adam
-
-
-def value_loss(new_values, values, returns, args):
-    """Half the mean squared error; with --clip-vloss no credit for moving further than clip_coef. All [T, N]."""
-    error = (new_values - returns) ** 2
-    if args.clip_vloss:
-        clipped = values + (new_values - values).clamp(-args.clip_coef, args.clip_coef)
-        error = torch.max(error, (clipped - returns) ** 2)
-    return 0.5 * error.mean()
 
 
 @torch.inference_mode()
@@ -647,10 +645,8 @@ def write_atomically(path, write):
 
 def save_checkpoint(folder, learners, envs, state):
     """Writes all that the next iteration depends on: networks, environments, random streams and `state`."""
-    sub_envs = getattr(envs.unwrapped, "envs", [])
-    lossy = any(
-        isinstance(env.unwrapped, gym.utils.EzPickle) for env in sub_envs
-    )  # MuJoCo, Box2D: pickle loses the state
+    # MuJoCo, Box2D, Atari: pickle would keep their arguments and lose their state
+    lossy = any(isinstance(env.unwrapped, gym.utils.EzPickle) for env in getattr(envs.unwrapped, "envs", []))
     checkpoint = {
         "learners": {name: learner.state_dict() for name, learner in learners.items()},
         "envs": None if lossy else cloudpickle.dumps(envs),
@@ -816,14 +812,15 @@ def main(args):
             if data is not None:
                 scalars, arrays = diagnose(irn, data, args)
                 log_credit(state["credit"], arrays, folder, writer, global_step)
-            for name, value in scalars.items():
-                writer.add_scalar(f"intrinsic/{name}", value, global_step)
+                for name, value in scalars.items():
+                    writer.add_scalar(f"intrinsic/{name}", value, global_step)
             row |= {f"intrinsic_{name}": value for name, value in scalars.items()}
             row |= {name: losses.get(name, math.nan) for name in ("meta_loss", "meta_grad_norm")}
             rows.append(row)
             write_csv(folder / "progress.csv", rows)
             writer.add_scalar("eval/return", eval_return, global_step)
-            writer.add_scalar("eval/success", eval_success, global_step)
+            if math.isfinite(eval_success):
+                writer.add_scalar("eval/success", eval_success, global_step)
             bar.set_postfix_str(f"return {eval_return:.2f}, success {eval_success:.2f}", refresh=False)
         if due or stop:
             state["elapsed"] = time.perf_counter() - start_time

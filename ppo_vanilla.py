@@ -95,7 +95,7 @@ class Args:
     clip_coef: float = 0.2
     """clipping range of the probability ratio"""
     clip_vloss: bool = False
-    """clip the value loss too; off: with returns of +-10 it would leave no gradient just where the error is large"""
+    """clip the value loss too; off: it would let the critic move by no more than clip_coef per rollout"""
     ent_coef: float = 0.0
     """weight of the entropy bonus; 0: the task ends before exploration runs out"""
     vf_coef: float = 0.5
@@ -307,8 +307,9 @@ def rollout(envs, actor, obs, args, device):
             episodes += ended_episodes(infos, dones)
         steps.append((obs, actions, rewards * args.reward_scale, next_obs, terminations, dones))
         obs = following_obs
-    batch = [torch.as_tensor(np.stack(x), device=device) for x in zip(*steps, strict=True)]  # T arrays [N] -> [T, N]
-    return Batch(*(x if x.dtype == torch.int64 else x.to(torch.get_default_dtype()) for x in batch)), obs, episodes
+    batch = Batch(*(torch.as_tensor(np.stack(x), device=device) for x in zip(*steps, strict=True)))  # [T, N, ...]
+    floats = [name for name in Batch._fields if not (name == "actions" and actor.discrete)]
+    return batch._replace(**{x: getattr(batch, x).to(torch.get_default_dtype()) for x in floats}), obs, episodes
 
 
 def compute_gae(rewards, values, next_values, terminations, dones, gamma, gae_lambda):
@@ -429,10 +430,8 @@ def write_atomically(path, write):
 
 def save_checkpoint(folder, learners, envs, state):
     """Writes all that the next iteration depends on: networks, environments, random streams and `state`."""
-    sub_envs = getattr(envs.unwrapped, "envs", [])
-    lossy = any(
-        isinstance(env.unwrapped, gym.utils.EzPickle) for env in sub_envs
-    )  # MuJoCo, Box2D: pickle loses the state
+    # MuJoCo, Box2D, Atari: pickle would keep their arguments and lose their state
+    lossy = any(isinstance(env.unwrapped, gym.utils.EzPickle) for env in getattr(envs.unwrapped, "envs", []))
     checkpoint = {
         "learners": {name: learner.state_dict() for name, learner in learners.items()},
         "envs": None if lossy else cloudpickle.dumps(envs),
@@ -589,7 +588,8 @@ def main(args):
             rows.append(row)
             write_csv(folder / "progress.csv", rows)
             writer.add_scalar("eval/return", eval_return, global_step)
-            writer.add_scalar("eval/success", eval_success, global_step)
+            if math.isfinite(eval_success):
+                writer.add_scalar("eval/success", eval_success, global_step)
             bar.set_postfix_str(f"return {eval_return:.2f}, success {eval_success:.2f}", refresh=False)
         if due or stop:
             state["elapsed"] = time.perf_counter() - start_time
@@ -635,7 +635,7 @@ def main(args):
         names = ["policy_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "value_loss"]
         losses = dict(zip(names, torch.stack(stats).mean(0).tolist(), strict=True))
         check_finite(state["iteration"], losses, learners, folder)
-        losses["explained_variance"] = (1 - (returns - values).var() / returns.var()).item()
+        losses["explained_variance"] = (1 - advantages.var() / returns.var()).item()
         for name, value in losses.items():
             writer.add_scalar(f"losses/{name}", value, global_step)
         if episodes:
