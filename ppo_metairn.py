@@ -100,7 +100,7 @@ class Args:
     """passes over a rollout"""
     norm_adv: bool = True
     """normalize advantages in each minibatch"""
-    clip_coef: float = 0.2
+    clip_coef: float = 0.3
     """clipping range of the probability ratio"""
     clip_vloss: bool = False
     """clip the value loss too; off: it would let the critic move by no more than clip_coef per rollout"""
