@@ -282,6 +282,18 @@ def test_sigkill_leaves_a_checkpoint_from_which_the_run_ends_the_same(script, cl
     assert_same(read_result(next(tmp_path.glob("*straight*"))), read_result(folder))
 
 
+def test_a_second_ctrl_c_stops_at_once(script, cli, tmp_path, monkeypatch):
+    def impatient_user(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the second Ctrl-C was ignored")
+
+    monkeypatch.setattr(script, "rollout", impatient_user)
+    with pytest.raises(KeyboardInterrupt):
+        cli(script, *TINY, "--total-timesteps", 64)
+    assert (only_run(tmp_path) / "checkpoint.pt").exists()
+
+
 def test_resuming_a_finished_run_changes_nothing(script, cli, tmp_path):
     cli(script, *TINY, "--total-timesteps", 64)
     before = read_result(only_run(tmp_path)), (only_run(tmp_path) / "progress.csv").read_bytes()
