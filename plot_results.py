@@ -52,10 +52,10 @@ def collect(runs):
         except (OSError, ValueError, KeyError, IndexError) as error:
             print(f"left out: {folder}: {error}", file=sys.stderr)
             continue
-        columns = ["global_step", "eval_return", "eval_success", "train_return", "train_success", "sps", "wall_time"]
-        table = table[columns].round({"sps": 0, "wall_time": 2})
         key = {"algorithm": args["exp_name"], "chain_length": args["chain_length"], "seed": args["seed"]}
-        tables.append(table.assign(**key)[[*key, *columns]])
+        columns = [*key, *table.columns]
+        digits = dict.fromkeys(table.filter(regex="intrinsic|meta").columns, 6) | {"sps": 0, "wall_time": 2}
+        tables.append(table.round(digits).assign(**key)[columns])
     if not tables:
         sys.exit(f"error: no finished run in {runs}")
     return pd.concat(tables).sort_values(["algorithm", "chain_length", "seed", "global_step"])
@@ -90,6 +90,8 @@ def summarize(group):
             "steps_to_95_max": first.max(),
             "sps_median": last["sps"].median(),
             "seconds_median": round(last["wall_time"].median(), 1),
+            "advantage_share_median": round(last["intrinsic_advantage_share"].dropna().median(), 3),
+            "attention_entropy_median": round(last["intrinsic_attention_entropy"].dropna().median(), 3),
         }
     )
 

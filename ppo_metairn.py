@@ -483,9 +483,9 @@ def new_adam(theta):
 
 
 @torch.no_grad()
-def descend(theta, adam, lr, max_grad_norm):
+def descend(theta, adam, lr, max_grad_norm, eps=1e-5):
     """Takes an Adam step from theta [P] along its clipped gradient, in place, and zeroes the gradient -> new state."""
-    new_theta, adam = adam_step(theta, clip_grad_norm(theta.grad, max_grad_norm), adam, lr)
+    new_theta, adam = adam_step(theta, clip_grad_norm(theta.grad, max_grad_norm), adam, lr, eps=eps)
     theta.copy_(new_theta)
     theta.grad.zero_()
     return adam
@@ -549,6 +549,7 @@ def outer_loss(actor, theta, mb, args):
     return policy_loss(new_logprobs, entropies, mb.logprobs, advantages, args.clip_coef, 0.0)[0]
 
 
+META_EPS = 1e-10  # of the IRN's Adam: meta-gradients pass through the policy's step, so they are smaller than 1e-5
 INTRINSIC_SCALARS = ["mean", "std", "extrinsic_correlation", "advantage_share", "attention_entropy"]
 
 
@@ -880,7 +881,8 @@ def main(args):
                     meta_loss = outer_loss(actor, inner_theta, Minibatch(*(x[:, outer_envs] for x in data)), args)
                     meta_loss.backward(inputs=list(irn.parameters()))
                     meta_stats.append(torch.stack([meta_loss.detach(), eta.grad.norm()]))
-                    adam["irn"] = descend(eta, adam["irn"], frac * args.meta_learning_rate, args.max_grad_norm)
+                    meta_lr = frac * args.meta_learning_rate
+                    adam["irn"] = descend(eta, adam["irn"], meta_lr, args.max_grad_norm, eps=META_EPS)
 
                     # Commit theta', without its graph
                     theta.data.copy_(inner_theta.data)

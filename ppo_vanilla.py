@@ -381,9 +381,9 @@ def new_adam(theta):
 
 
 @torch.no_grad()
-def descend(theta, adam, lr, max_grad_norm):
+def descend(theta, adam, lr, max_grad_norm, eps=1e-5):
     """Takes an Adam step from theta [P] along its clipped gradient, in place, and zeroes the gradient -> new state."""
-    new_theta, adam = adam_step(theta, clip_grad_norm(theta.grad, max_grad_norm), adam, lr)
+    new_theta, adam = adam_step(theta, clip_grad_norm(theta.grad, max_grad_norm), adam, lr, eps=eps)
     theta.copy_(new_theta)
     theta.grad.zero_()
     return adam

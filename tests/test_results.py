@@ -27,6 +27,8 @@ def write_run(runs, algorithm, length, seed, returns, successes, steps=STEPS):
     (folder / "args.json").write_text(json.dumps(args))
     columns = {"global_step": steps, "eval_return": returns, "eval_success": successes}
     columns |= {"train_return": np.nan, "train_success": np.nan, "sps": 100.4, "wall_time": 1.234}
+    if algorithm == "ppo_metairn":
+        columns |= {"intrinsic_advantage_share": 0.25, "intrinsic_attention_entropy": 1.5}
     pd.DataFrame(columns).to_csv(folder / "progress.csv", index=False)
     return folder
 
@@ -53,6 +55,7 @@ def test_known_answers(tmp_path):
     assert (vanilla["steps_to_95_median"], vanilla["steps_to_95_max"]) == (10_000, np.inf)
     assert metairn["final_return_low"] == metairn["final_return_iqm"] == metairn["final_return_high"] == 7
     assert metairn["steps_to_95_median"] == 5_000
+    assert (metairn["advantage_share_median"], metairn["attention_entropy_median"]) == (0.25, 1.5)
     assert (out / "learning.png").stat().st_size > 10_000
 
 

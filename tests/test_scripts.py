@@ -199,6 +199,23 @@ def test_the_intrinsic_reward_reaches_the_policy(cli, tmp_path):
     assert max((actors[0][name] - actors[1][name]).abs().max() for name in actors[0]) > 1e-4
 
 
+def test_the_irn_moves_at_its_learning_rate(cli, tmp_path, monkeypatch):
+    """Meta-gradients are tiny: Adam's usual epsilon of 1e-5 would all but stop the intrinsic reward network."""
+    networks = []
+    init = ppo_metairn.IntrinsicRewardNetwork.__init__
+
+    def recorded_init(self, *args):
+        init(self, *args)
+        networks.append((self, torch.nn.utils.parameters_to_vector(self.parameters()).detach().clone()))
+
+    monkeypatch.setattr(ppo_metairn.IntrinsicRewardNetwork, "__init__", recorded_init)
+    cli(ppo_metairn, *TINY, "--total-timesteps", 64, "--meta-learning-rate", 1e-3, "--no-anneal-lr")
+    irn, start = networks[0]
+    end = torch.nn.utils.parameters_to_vector(irn.parameters()).detach()
+    steps = 2 * 4  # Adam moves a parameter by up to its learning rate a step; a random walk of 8 steps, by a third of 8
+    assert (end - start).abs().mean() > 0.1 * steps * 1e-3
+
+
 @pytest.mark.parametrize("chain_length", [5])
 def test_learns(script, cli, tmp_path, chain_length, capsys):
     """10 of 10 tuning seeds had solved this length by step 10,000 (ppo_vanilla.py; ppo_metairn.py is no later)."""
