@@ -124,7 +124,7 @@ class Args:
     """attention heads; must divide irn_dim"""
     irn_layers: int = 1
     """self-attention layers"""
-    meta_learning_rate: float = 3e-4
+    meta_learning_rate: float = 1e-4
     """Adam's step size for the intrinsic reward network"""
     intrinsic_coef: float = 0.3
     """weight of the intrinsic reward in the policy's reward"""
