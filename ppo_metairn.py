@@ -4,7 +4,7 @@ An intrinsic reward network (IRN) reads whole episodes with self-attention and g
 learns from extrinsic + intrinsic reward. The IRN learns from the gradient of the *extrinsic* objective after PPO's
 step, taken through that step. `diff ppo_vanilla.py ppo_metairn.py` shows the method and nothing else.
 
-    python ppo_metairn.py --seed 3                    # Umbrella Length 50, 100k steps: solved, in about 15 seconds
+    python ppo_metairn.py --seed 3                    # Umbrella Length 50, 100k steps: solved, in about 10 seconds
     python ppo_metairn.py --env-id CartPole-v1        # any Gymnasium env with a flat Box observation
     python ppo_metairn.py --irn mlp --extrinsic-coef 0         # LIRPG: a per-step reward, and the policy sees no other
     python ppo_metairn.py --resume runs/FOLDER        # go on where a run was stopped, bit for bit
