@@ -135,7 +135,7 @@ class Args:
     outer_batch: str = "same"
     """episodes of the outer loss. same: those of the inner steps; held-out: the next minibatch of the epoch"""
 
-    # Derived in `prepare`
+    # Derived, in main
     batch_size: int = field(init=False, default=0)
     """num_envs * num_steps"""
     num_iterations: int = field(init=False, default=0)
@@ -773,13 +773,14 @@ def main(args):
     else:
         folder = open_run(args)
         obs, _ = envs.reset(seed=random_seeds(args, "train", count=args.num_envs))
-        state = {"iteration": 0, "global_step": 0, "elapsed": 0.0, "obs": obs, "episodes": [], "rows": []}
+        state = {"iteration": 0, "elapsed": 0.0, "obs": obs, "episodes": [], "rows": []}
         flat = {"actor": theta, "critic": phi, "ext_critic": ext_phi, "irn": eta}
         state["credit"] = {"global_step": [], "r_in_mean": [], "r_in_std": [], "first_step_attention": []}
         state["adam"] = {name: new_adam(parameters) for name, parameters in flat.items()}
     if args.track:
         track(args, folder)
-    writer = SummaryWriter(folder, purge_step=state["global_step"] + 1)
+    global_step = state["iteration"] * args.batch_size
+    writer = SummaryWriter(folder, purge_step=global_step + 1)
     table = "\n".join(f"|{name}|{value}|" for name, value in vars(args).items())
     writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
     stop, handlers = [], {}  # signals received: the iteration under way is finished first, so that nothing is lost
@@ -791,12 +792,12 @@ def main(args):
     for signum in (signal.SIGINT, signal.SIGTERM):
         handlers[signum] = signal.signal(signum, request_stop)
     start_time = time.perf_counter() - state["elapsed"]
-    bar = tqdm(total=args.num_iterations * args.batch_size, initial=state["global_step"], unit="step", disable=None)
+    bar = tqdm(total=args.num_iterations * args.batch_size, initial=global_step, unit="step", disable=None)
 
     data, losses = None, {}  # of the iteration before
     while True:
         # Evaluation and checkpoint, at the start, whenever a multiple of eval_every is passed, and at the end
-        global_step, rows = state["global_step"], state["rows"]
+        rows = state["rows"]
         evaluated = rows[-1]["global_step"] if rows else -1
         finished = state["iteration"] == args.num_iterations
         due = global_step // args.eval_every > evaluated // args.eval_every or (finished and global_step > evaluated)
@@ -894,7 +895,7 @@ def main(args):
 
         # Logging
         state["iteration"] += 1
-        state["global_step"] = global_step = state["iteration"] * args.batch_size
+        global_step = state["iteration"] * args.batch_size
         state["episodes"] += episodes
         names = ["policy_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "value_loss", "ext_value_loss"]
         losses = dict(zip(names, torch.stack(stats).mean(0).tolist(), strict=True))

@@ -99,6 +99,17 @@ def test_committed_results_are_recomputed_from_the_committed_evaluations(tmp_pat
     assert (counts == 10).all()  # all seeds, the failed ones too
 
 
+def test_what_the_readme_says_of_earlier_defaults():
+    earlier = pd.read_csv(ROOT / "results" / "earlier_defaults.csv")
+    unsolved = earlier[earlier["eval_success"] < plot_results.SOLVED]
+    assert set(zip(unsolved["algorithm"], unsolved["chain_length"], strict=True)) == {("ppo_metairn", 50)}
+    assert [int((unsolved["defaults"] == n).sum()) for n in (1, 2, 3, 4)] == [1, 0, 2, 0]
+    keys = ["algorithm", "chain_length", "seed"]
+    last = pd.read_csv(ROOT / "results" / "evaluations.csv").groupby(keys).last()["eval_success"]
+    committed = earlier[earlier["defaults"] == 4].set_index(keys)["eval_success"]
+    pd.testing.assert_series_equal(last.sort_index(), committed.sort_index())
+
+
 def test_readme_lists_every_option_with_its_default():
     rows = dict(re.findall(r"^\| `--([\w-]+)` \| (.*?) \|", README, flags=re.MULTILINE))
     for args in (ppo_vanilla.Args(), ppo_metairn.Args()):

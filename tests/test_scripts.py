@@ -476,10 +476,14 @@ def test_bad_resume(script, cli, tmp_path, capsys):
     check_refusal(script, cli, tmp_path, capsys, [*TINY, "--total-timesteps", 64], "holds a run already")
     check_refusal(sys.modules[other], cli, tmp_path, capsys, ["--resume", folder], "script")
     checkpoint = folder / "checkpoint.pt"
-    for keep in (0, 100, checkpoint.stat().st_size // 2, checkpoint.stat().st_size - 1):
-        checkpoint.write_bytes(checkpoint.read_bytes()[:keep] or b"")
+    whole = checkpoint.read_bytes()
+    for keep in (0, 100, len(whole) // 2, len(whole) - 1):
+        checkpoint.write_bytes(whole[:keep])
         check_refusal(script, cli, tmp_path, capsys, ["--resume", folder], "damaged")
-        assert checkpoint.stat().st_size == keep or keep > checkpoint.stat().st_size
+        assert checkpoint.read_bytes() == whole[:keep]
+    checkpoint.write_bytes(whole)
+    cli(script, "--resume", folder)  # the whole one is accepted
+    capsys.readouterr()
     checkpoint.unlink()
     check_refusal(script, cli, tmp_path, capsys, ["--resume", folder], "does not exist")
 
