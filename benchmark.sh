@@ -152,11 +152,12 @@ while ((${#pids[@]} || (next < ${#todo[@]} && !stopped))); do
             ${#runs[@]} ${#pids[@]} "$failed" $((left / 60)) $((left % 60)) "${todo[i]} $outcome"
     done
 done
-if ((finished + failed > 0)); then
-commit=$(git -C "$here" describe --always --dirty 2>/dev/null || echo unknown)
-cpu=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo 2>/dev/null | head -n 1)
-[[ -e $OUT/invocations.csv ]] || echo "date,commit,cpu,workers,finished,failed,seconds" >"$OUT/invocations.csv"
-echo "$(date -u +%F),$commit,${cpu:-$(uname -m)},$WORKERS,$finished,$failed,$SECONDS" >>"$OUT/invocations.csv"
+if ((finished + failed)); then
+    commit=$(git -C "$here" describe --always --dirty 2>/dev/null || echo unknown)
+    cpu=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo 2>/dev/null | head -n 1)
+    [[ -e $OUT/invocations.csv ]] || echo "date,commit,cpu,workers,finished,failed,seconds" >"$OUT/invocations.csv"
+    echo "$(date -u +%F),$commit,${cpu:-$(uname -m)},$WORKERS,$finished,$failed,$SECONDS" >>"$OUT/invocations.csv"
+fi
 if ((stopped)); then
     echo "stopped, nothing is lost: the same command goes on"
     exit "$stopped"
