@@ -53,7 +53,7 @@ set_command() { # algorithm length seed -> command, which starts or continues th
     local folder
     folder=$(run_folder "$@")
     command=("$PYTHON" "$here/$1.py" --chain-length "$2" --seed "$3")
-    command+=(--total-timesteps "$TOTAL_TIMESTEPS" --runs-dir "$OUT" $EXTRA_ARGS)
+    command+=(--total-timesteps "$TOTAL_TIMESTEPS" --eval-every 1000 --eval-episodes 100 --runs-dir "$OUT" $EXTRA_ARGS)
     [[ ! -e $folder/checkpoint.pt ]] || command=("$PYTHON" "$here/$1.py" --resume "$folder")
 }
 

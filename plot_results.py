@@ -1,159 +1,585 @@
-"""Statistics, figure and table of the learning runs; from run folders, or from the committed CSV.
+"""Statistics, figures and tables of a benchmark; from run folders, or from the CSV files that an earlier call wrote.
 
-    python plot_results.py --runs runs     # collect the runs into results/evaluations.csv, then as below
-    python plot_results.py                 # results/evaluations.csv -> summary.csv, summary.md, learning.png
+    python plot_results.py --runs runs/benchmark --out runs/benchmark/results    # what benchmark.sh calls
+    python plot_results.py                     # everything in results/ again, from results/*.csv
+    python plot_results.py --format pdf --credit-length 20 --credit-seed 3
 
-Interquartile means and their 95 % intervals are rliable's, by stratified bootstrap over runs:
-    Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice", NeurIPS 2021
+With --runs, OUT gets what the run folders hold:
+    evaluations.csv     one row per evaluation of every finished run
+    credit.csv          mean r_in, and what the first step attends to; by run, 25 evaluations, and time in the episode
+    wall_clock.csv      steps/s and seconds of every finished run (the only file that differs between repetitions)
+    left_out.csv        the runs that are missing, unfinished or not finite, and why; they are in no other file
+    settings.json       the options that the runs of each algorithm have in common
+and always what follows from these:
+    summary             table by length: final return, steps to 95 % success
+    aggregate           table and figure over all lengths: IQM, median, optimality gap, probability of improvement,
+                        performance profiles
+    learning            evaluation return and success against environment steps
+    final_return        final return against length, with the published numbers
+    credit_attention    attention of the first step's intrinsic reward, against training, beside the optimal one
+    credit_reward       profile of the intrinsic reward over the episode, against training
+    wall_clock          table and figure
+
+Point estimates are interquartile means (IQM); intervals are 95 % percentile intervals of a bootstrap over runs,
+stratified by length, with a fixed seed:
+    Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice", NeurIPS 2021 (rliable)
 """
 
+import functools
+import itertools
 import json
+import os
 import sys
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import tyro
-from rliable import library
-from scipy.stats import trim_mean
+from matplotlib.colors import LogNorm
+from rliable import library, metrics
 
-# Final evaluation return, IQM of 10 seeds, read from the MetaIRN paper's figure 4; length: (PPO, MetaIRN)
+plt.switch_backend("Agg")
+plt.rcParams |= {"figure.constrained_layout.use": True, "font.size": 9, "svg.hashsalt": "metairn"}
+
+# The MetaIRN paper's figure 4: final evaluation return, IQM of 10 seeds, 100k steps; length: (PPO, MetaIRN)
 PUBLISHED = {2: (0.90, 0.03), 5: (1.06, 0.33), 10: (0.78, 0.27), 20: (0.88, 0.51), 50: (0.79, 0.66)}
-COLORS = {"ppo_vanilla": "#0072B2", "ppo_metairn": "#D55E00"}  # Okabe-Ito: safe for colour-blind readers
+PUBLISHED_MINUTES = 40 / 60, 200 / 60  # of a run: PPO, MetaIRN; from the logs published with the paper
+PUBLISHED_SETTING = {"env_id": "umbrella_env:UmbrellaLength-v0", "hide_umbrella": False, "total_timesteps": 100_000}
+OPTIMUM = {"umbrella_env:UmbrellaLength-v0": 10.0, "umbrella_env:UmbrellaLengthBsuite-v0": 1.0}
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7"]  # Okabe-Ito: safe for colour-blind readers
+MARKERS = ["o", "s", "^", "D"]
 RESAMPLES = 5_000
+CREDIT_POINTS = 25  # evaluations of a run in the credit figures
 SOLVED = 0.95
+RUN = ["algorithm", "chain_length", "seed"]
+DIFFER = {"exp_name", "seed", "chain_length", "num_steps", "runs_dir", "resume", "evaluate", "cuda", "track"}
+DIFFER |= {"wandb_project_name", "wandb_entity"}  # options in which the runs of one algorithm may differ
 
 
 @dataclass
 class Args:
     runs: str | None = None
-    """directory with run folders; their evaluations replace OUT/evaluations.csv"""
+    """directory with run folders; without it, the CSV files in OUT are read"""
     out: str = "results"
-    """directory of the CSV files, the figure and the table"""
+    """directory of the CSV files, tables and figures"""
+    format: Literal["png", "svg", "pdf"] = "png"
+    """of the figures"""
+    credit_length: int | None = None
+    """episode length in the credit figures (default: the longest)"""
+    credit_seed: int | None = None
+    """seed of the single run in the credit figures (default: the lowest)"""
+
+
+def fail(message):
+    """Ends the program over something the user can mend: one line, exit status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def write_atomically(path, write):
+    """Calls write(temporary path) and renames it to `path`, so that `path` is at any moment whole: old or new."""
+    temporary = path.with_name(f".{path.name}")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+# Reading
+
+
+def read_run(folder, args):
+    """Evaluations [rows] and credit [rows] of a run folder; ValueError or OSError says why it cannot be used."""
+    progress = pd.read_csv(folder / "progress.csv")
+    step, batch = progress["global_step"].iloc[-1], args["num_envs"] * args["num_steps"]
+    if step != args["total_timesteps"] // batch * batch:
+        raise ValueError(f"unfinished: stopped at step {step} of {args['total_timesteps']}")
+    if not np.isfinite(progress[["eval_return", "eval_success"]]).all(axis=None):
+        raise ValueError("an evaluation is not finite")
+    credit = pd.DataFrame()
+    if (folder / "intrinsic.npz").exists():
+        with np.load(folder / "intrinsic.npz") as arrays:
+            shown = np.unique(np.linspace(0, len(arrays["global_step"]) - 1, CREDIT_POINTS).round().astype(int))
+            steps, times = arrays["global_step"][shown], range(args["chain_length"])
+            columns = {name: arrays[name][shown][:, times].ravel() for name in ("r_in_mean", "first_step_attention")}
+        index = pd.MultiIndex.from_product([steps, times], names=["global_step", "time"])
+        credit = pd.DataFrame(columns, index=index).map(lambda x: float(f"{x:.4g}")).reset_index()
+    return progress, credit
 
 
 def collect(runs):
-    """One row per evaluation of every finished run in `runs`; unfinished and broken ones are named and left out."""
-    tables = []
+    """What the run folders in `runs` hold, as {file name: table}, and the settings; see the head of this file.
+
+    Runs that cannot be used are named on stderr and in left_out.csv. So are runs that are not there: those of the
+    grid of all algorithms, lengths and seeds that occur in `runs`.
+    """
+    evaluations, credits, clocks, left_out, settings, found = [], [], [], {}, {}, set()
     for folder in sorted(path.parent for path in Path(runs).glob("*/args.json")):
-        args = json.loads((folder / "args.json").read_text())
         try:
-            table = pd.read_csv(folder / "progress.csv")
-            batch = args["num_envs"] * args["num_steps"]
-            if table["global_step"].iloc[-1] != args["total_timesteps"] // batch * batch:
-                raise ValueError(f"stopped at step {table['global_step'].iloc[-1]}")
-            if not np.isfinite(table[["eval_return", "eval_success"]]).all(axis=None):
-                raise ValueError("an evaluation is not finite")
-        except (OSError, ValueError, KeyError, IndexError) as error:
-            print(f"left out: {folder}: {error}", file=sys.stderr)
+            args = json.loads((folder / "args.json").read_text())
+            run = args["exp_name"], args["chain_length"], args["seed"]
+        except (OSError, ValueError, KeyError) as error:
+            fail(f"{folder}/args.json cannot be read ({type(error).__name__}: {error}): remove the folder or mend it")
+        if run in found:
+            fail(f"{folder}: there is another run with algorithm, length and seed {run} in {runs}: plot them apart")
+        found.add(run)
+        try:
+            progress, credit = read_run(folder, args)
+        except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+            left_out[run] = str(error)
             continue
-        key = {"algorithm": args["exp_name"], "chain_length": args["chain_length"], "seed": args["seed"]}
-        columns = [*key, *table.columns]
-        digits = dict.fromkeys(table.filter(regex="intrinsic|meta").columns, 6) | {"sps": 0, "wall_time": 2}
-        tables.append(table.round(digits).assign(**key)[columns])
-    if not tables:
-        sys.exit(f"error: no finished run in {runs}")
-    return pd.concat(tables).sort_values(["algorithm", "chain_length", "seed", "global_step"])
+        same = {name: value for name, value in args.items() if name not in DIFFER}
+        for algorithm, (other_folder, other) in settings.items():
+            for name in same.keys() & (other.keys() if algorithm == run[0] else PUBLISHED_SETTING.keys()):
+                if same[name] != other[name]:
+                    fail(f"{folder} and {other_folder} differ in {name} ({same[name]}, {other[name]}): plot them apart")
+        settings.setdefault(run[0], (folder, same))
+        key = dict(zip(RUN, run, strict=True))
+        last = progress.iloc[-1]
+        clocks.append(key | {"sps": round(last["sps"]), "seconds": round(last["wall_time"], 2)})
+        digits = dict.fromkeys(progress.filter(regex="intrinsic|meta").columns, 6)
+        evaluations.append(progress.drop(columns=["sps", "wall_time"]).round(digits).assign(**key))
+        credits.append(credit.assign(**key))
+    if not evaluations:
+        fail(f"there is no finished run in {runs}" + "".join(f"; {run}: {why}" for run, why in left_out.items()))
+    algorithms, lengths, seeds = (sorted(set(column)) for column in zip(*found, strict=True))
+    for run in ((a, length, s) for a in algorithms for length in lengths for s in seeds):
+        if run not in found:
+            left_out[run] = "missing: there is no run folder"
+    for (algorithm, length, seed), why in left_out.items():
+        print(f"left out: {algorithm}, L = {length}, seed {seed}: {why}", file=sys.stderr)
+    tables = {
+        "evaluations.csv": pd.concat(evaluations),
+        "credit.csv": pd.concat(credits),
+        "wall_clock.csv": pd.DataFrame(clocks),
+        "left_out.csv": pd.DataFrame([(*run, why) for run, why in left_out.items()], columns=[*RUN, "reason"]),
+    }
+    for name, table in tables.items():
+        order = [c for c in [*RUN, "global_step", "time"] if c in table]
+        rest = [c for c in table if c not in order]
+        tables[name] = table.reindex(columns=order + rest).sort_values(order)
+    return tables, {algorithm: same for algorithm, (_, same) in sorted(settings.items())}
 
 
-def iqm_with_interval(scores):
-    """scores [runs, points] -> IQM over runs [points], lower and upper end of its 95 % interval [points]"""
+# Statistics
+
+
+def iqm(scores):
+    """scores [runs, ...] -> interquartile mean over runs [...]; rliable.metrics.aggregate_iqm, 10 times faster"""
+    cut = len(scores) // 4
+    return np.sort(scores, axis=0)[cut : len(scores) - cut].mean(0)
+
+
+def bootstrap(statistic, *scores):
+    """statistic(*scores) [points] of scores [runs, tasks, ...]; lower and upper end of its 95 % interval [points]
+
+    Runs are resampled within each task. Without two runs there is no interval: its ends are NaN.
+    """
     np.random.seed(0)  # noqa: NPY002 - rliable draws from numpy's global stream
+    scores = {"": scores[0] if len(scores) == 1 else scores}
+    estimate, interval = library.get_interval_estimates(scores, statistic, reps=RESAMPLES)
+    if min(len(x) for x in (scores[""] if isinstance(scores[""], tuple) else scores.values())) < 2:
+        interval[""] = np.full_like(interval[""], np.nan)
+    return np.stack([estimate[""], *interval[""]])
 
-    def iqm(x):  # [runs, 1, points] -> [points]; rliable.metrics.aggregate_iqm at every point
-        return trim_mean(x[:, 0], proportiontocut=0.25, axis=0)
 
-    estimate, interval = library.get_interval_estimates({"": scores[:, None, :]}, iqm, reps=RESAMPLES)
-    return estimate[""], interval[""][0], interval[""][1]
+def curves(runs):
+    """All evaluations of one algorithm at one length -> steps [E]; IQM and interval of return and success [3, E]"""
+    table = runs.pivot(index="seed", columns="global_step", values=["eval_return", "eval_success"])
+    if table.isna().any(axis=None):
+        fail("runs of one algorithm and length were evaluated at different steps: plot them apart")
+    points = bootstrap(lambda x: iqm(x[:, 0]), table.to_numpy()[:, None])  # [3, 2 E]
+    return runs["global_step"].unique(), *np.split(points, 2, axis=1)
 
 
-def summarize(group):
-    """All evaluations of one algorithm at one length -> one row of the summary."""
-    last = group.groupby("seed").last()
-    iqm, low, high = (x[0] for x in iqm_with_interval(last["eval_return"].to_numpy()[:, None]))
-    solved = group[group["eval_success"] >= SOLVED].groupby("seed")["global_step"].min()
-    first = solved.reindex(last.index).fillna(np.inf)  # unsolved runs count as later than all others
-    return pd.Series(
-        {
-            "runs": len(last),
-            "solved_at_end": int((last["eval_success"] >= SOLVED).sum()),
-            "final_return_iqm": round(iqm, 2),
-            "final_return_low": round(low, 2),
-            "final_return_high": round(high, 2),
-            "solved_ever": len(solved),
-            "steps_to_95_median": first.median(),
-            "steps_to_95_max": first.max(),
-            "sps_median": last["sps"].median(),
-            "seconds_median": round(last["wall_time"].median(), 1),
-            "advantage_share_median": round(last["intrinsic_advantage_share"].dropna().median(), 3),
-            "attention_entropy_median": round(last["intrinsic_attention_entropy"].dropna().median(), 3),
+def steps_to_solve(runs):
+    """All evaluations of one algorithm at one length -> first step with 95 % success of each run; infinity if never"""
+    first = runs[runs["eval_success"] >= SOLVED].groupby("seed")["global_step"].min()
+    return first.reindex(runs["seed"].unique()).fillna(np.inf)
+
+
+def summarize(groups, learning, counts):
+    """Evaluations, curves and run counts by (length, algorithm) -> table with a row for each"""
+    rows = []
+    for (length, algorithm), runs in groups.items():
+        last, steps = runs.groupby("seed").last(), steps_to_solve(runs)
+        # Quantiles that are values of runs: an unsolved run is later than all others, and has no number to average with
+        q1, median, q3 = np.quantile(steps, [0.25, 0.5, 0.75], method="inverted_cdf")
+        final = learning[length, algorithm][1][:, -1].round(3)
+        row = {"chain_length": length, "algorithm": algorithm}
+        row |= dict(zip(["runs", "runs_expected"], counts[length, algorithm], strict=True))
+        row |= {"solved_at_end": (last["eval_success"] >= SOLVED).sum(), "solved_ever": np.isfinite(steps).sum()}
+        row |= dict(zip(["final_return_iqm", "final_return_low", "final_return_high"], final, strict=True))
+        row |= {
+            "steps_to_95_q1": q1,
+            "steps_to_95_median": median,
+            "steps_to_95_q3": q3,
+            "steps_to_95_max": steps.max(),
         }
+        for name in runs.columns.intersection(["intrinsic_advantage_share", "intrinsic_attention_entropy"]):
+            row[f"{name}_median"] = round(last[name].dropna().median(), 3)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def score_matrices(evaluations, algorithms, optimum):
+    """{kind: {algorithm: scores [seeds, lengths]}}, where 1 is the optimum and 0 a random policy
+
+    Only seeds with a finished run at every length: stratified resampling has no place for a missing one.
+    """
+    scores = {}
+    for kind, statistic in {"final return": "last", "mean return over training": "mean"}.items():
+        table = evaluations.groupby(RUN)["eval_return"].agg(statistic).unstack("chain_length").dropna() / optimum
+        scores[kind] = {a: table.loc[a].to_numpy() for a in algorithms if a in table.index}
+    return scores
+
+
+def probability_of_improvement(x, y):
+    """scores x [n, tasks], y [m, tasks] -> probability that x beats y, mean over tasks; ties count half (rliable's)"""
+    x = x[:, None]  # [n, 1, tasks]
+    return np.array([np.mean((x > y) + 0.5 * (x == y))])
+
+
+def performance_profile(scores, thresholds):
+    """scores [runs, tasks] -> share of runs above each threshold, mean over tasks (rliable's run-score distribution)"""
+    return (scores[..., None] > thresholds).mean((0, 1))
+
+
+def aggregate(scores):
+    """{kind: {algorithm: scores}} -> table over all lengths: IQM, median, optimality gap, probability of improvement"""
+
+    def statistics(x):  # [runs, lengths] -> [3]
+        return np.array([iqm(x.ravel()), metrics.aggregate_median(x), metrics.aggregate_optimality_gap(x)])
+
+    rows = []
+    for kind, matrices in scores.items():
+        for algorithm, matrix in matrices.items():
+            for name, values in zip(["IQM", "median", "optimality gap"], bootstrap(statistics, matrix).T, strict=True):
+                rows.append((kind, name, algorithm, len(matrix), *values.round(4)))
+        if {"ppo_vanilla", "ppo_metairn"} <= matrices.keys():
+            pair = matrices["ppo_metairn"], matrices["ppo_vanilla"]
+            values = bootstrap(probability_of_improvement, *pair)[:, 0]
+            rows.append((kind, "P(MetaIRN > PPO)", "ppo_metairn", min(map(len, pair)), *values.round(4)))
+    return pd.DataFrame(rows, columns=["score", "statistic", "algorithm", "seeds", "estimate", "low", "high"])
+
+
+# Tables
+
+
+def markdown(header, rows):
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
+
+
+def interval_text(estimate, low, high, digits=2):
+    if np.isnan(low):
+        return f"{estimate:.{digits}f} [no interval of one run]"
+    return f"{estimate:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def steps_text(steps):
+    return f"{steps:,.0f}" if np.isfinite(steps) else "never"
+
+
+def summary_markdown(summary, left_out, published):
+    header = ["L", "", "runs", "solved at the end", "final return, IQM [95 % CI]", "solved ever"]
+    header += ["steps to 95 % success: median [quartiles], last"]
+    rows = []
+    for row in summary.itertuples():
+        steps = [steps_text(getattr(row, f"steps_to_95_{q}")) for q in ("median", "q1", "q3", "max")]
+        interval = interval_text(row.final_return_iqm, row.final_return_low, row.final_return_high)
+        rows.append([row.chain_length, f"`{row.algorithm}`", f"{row.runs} of {row.runs_expected}", row.solved_at_end])
+        rows[-1] += [interval, row.solved_ever, "{} [{}, {}], {}".format(*steps)]
+        if published:
+            rows[-1].insert(5, published.get(row.chain_length, ("", ""))[row.algorithm == "ppo_metairn"])
+    if published:
+        header.insert(5, "published")
+    table = markdown(header, rows)
+    return table + (
+        f"\n{len(left_out)} runs are left out, with their reasons in `left_out.csv`.\n" if len(left_out) else ""
     )
 
 
-def markdown(summary):
-    lines = [
-        "| L | | runs | solved at the end | final return, IQM [95 % CI] | published | steps to 95 %, median (max) |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in summary.itertuples():
-        published = PUBLISHED.get(row.chain_length, ("", ""))[row.algorithm == "ppo_metairn"]
-        interval = f"{row.final_return_iqm:.2f} [{row.final_return_low:.2f}, {row.final_return_high:.2f}]"
-        steps = f"{row.steps_to_95_median:,.0f} ({row.steps_to_95_max:,.0f})"
-        solved = f"{row.solved_at_end} of {row.runs}"
-        lines.append(
-            f"| {row.chain_length} | `{row.algorithm}` | {row.runs} | {solved} | {interval} | {published} | {steps} |"
-        )
-    return "\n".join(lines) + "\n"
+def aggregate_markdown(table, scores, algorithms):
+    rows = []
+    for (score, statistic), group in table.groupby(["score", "statistic"], sort=False):
+        cells = {row.algorithm: interval_text(row.estimate, row.low, row.high, 3) for row in group.itertuples()}
+        rows.append([score, statistic, *(cells.get(a, "") for a in algorithms)])
+    seeds = {a: len(scores["final return"].get(a, [])) for a in algorithms}
+    return markdown(["score / optimum", "", *(f"`{a}`, {n} seeds at every length" for a, n in seeds.items())], rows)
 
 
-def plot(evaluations, path):
-    lengths = sorted(evaluations["chain_length"].unique())
-    figure, axes = plt.subplots(1, len(lengths), figsize=(10, 2.9), sharey=True, layout="constrained", squeeze=False)
-    for axis, length in zip(axes[0], lengths, strict=True):
-        for algorithm, color in COLORS.items():
-            runs = evaluations[(evaluations["algorithm"] == algorithm) & (evaluations["chain_length"] == length)]
-            if runs.empty:
-                continue
-            table = runs.pivot(index="seed", columns="global_step", values="eval_return")
-            iqm, low, high = iqm_with_interval(table.to_numpy())
-            steps = table.columns / 1000
-            width = 4 if algorithm == "ppo_vanilla" else 1.5  # where the two coincide, both are seen
-            axis.plot(steps, iqm, color=color, linewidth=width, label=f"{algorithm} (IQM of {len(table)} runs)")
-            axis.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
-        if length in PUBLISHED:
-            axis.axhline(PUBLISHED[length][0], color="0.4", linestyle=":", label="published PPO, after 100k steps")
-            axis.axhline(PUBLISHED[length][1], color="0.4", linestyle="--", label="published MetaIRN, after 100k steps")
-        axis.set(title=f"L = {length}", xlabel="environment steps (thousands)", ylim=(-4, 11))
-        axis.xaxis.label.set_size(8)
+def wall_clock_markdown(clock, algorithms):
+    rows = []
+    for length, algorithm in itertools.product(sorted(clock["chain_length"].unique()), algorithms):
+        runs = clock[(clock["chain_length"] == length) & (clock["algorithm"] == algorithm)]
+        median = runs[["sps", "seconds"]].median()
+        rows.append([length, f"`{algorithm}`", len(runs), f"{median['sps']:,.0f}", f"{median['seconds'] / 60:.2f}"])
+    table = markdown(["L", "", "runs", "steps/s, median", "minutes per run, median"], rows)
+    return table + f"\n{clock['seconds'].sum() / 60:.1f} minutes of training in all {len(clock)} runs.\n"
+
+
+# Figures
+
+
+def assign_styles(algorithms):
+    """{algorithm: colour and marker}; the baseline comes first, in blue"""
+    order = sorted(algorithms, key=lambda a: (a != "ppo_vanilla", a))
+    return {a: {"color": COLORS[i % 4], "marker": MARKERS[i % 4]} for i, a in enumerate(order)}
+
+
+def plot_learning(learning, counts, styles, published):
+    """Return and success against steps, a column for each length; {(length, algorithm): curves}"""
+    lengths = sorted({length for length, _ in learning})
+    size = (1.2 + 1.8 * len(lengths), 4.6)
+    figure, axes = plt.subplots(2, len(lengths), figsize=size, sharex=True, sharey="row", squeeze=False)
+    for (length, algorithm), (steps, *scores) in learning.items():
+        column = axes[:, lengths.index(length)]
+        wide = algorithm == "ppo_vanilla"  # where two curves coincide, both are seen
+        for axis, (estimate, low, high) in zip(column, scores, strict=True):
+            color = styles[algorithm]["color"]
+            axis.plot(steps / 1000, estimate, color=color, linewidth=4 if wide else 1.5, label=algorithm)
+            axis.fill_between(steps / 1000, low, high, color=color, alpha=0.25, linewidth=0)
+        position = list(styles).index(algorithm)
+        text = "{} of {} runs".format(*counts[length, algorithm])
+        column[1].text(0.97, 0.05 + 0.1 * position, text, color=color, ha="right", transform=column[1].transAxes)
+    for length, (top, bottom) in zip(lengths, axes.T, strict=True):
+        if length in published:
+            top.axhline(published[length][0], color="0.35", linestyle=":", label="published PPO after 100k steps")
+            top.axhline(published[length][1], color="0.35", linestyle="--", label="published MetaIRN after 100k steps")
+        top.set_title(f"L = {length}", fontsize=10)
+        bottom.set_xscale("symlog", linthresh=1)  # linear up to 1,000 steps
+        bottom.xaxis.set_major_formatter("{x:.0f}")
+        bottom.set(xlim=(0, None), ylim=(-0.05, 1.05))
+    for axis in axes.flat:
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("evaluation return")
-    figure.legend(*axes[0][-1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
-    figure.savefig(path, dpi=130)
+    axes[0, 0].set_ylabel("evaluation return")
+    axes[1, 0].set_ylabel("evaluation success rate")
+    figure.supxlabel("environment steps [thousands]", fontsize=10)
+    legend = {label: line for axis in axes[0] for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(legend.values(), legend.keys(), loc="outside upper center", ncols=2)
+    return figure
+
+
+def plot_final_return(summary, styles, published, optimum):
+    figure, axis = plt.subplots(figsize=(6.5, 3.8))
+    lengths = sorted(summary["chain_length"].unique())
+    for i, (algorithm, style) in enumerate(styles.items()):
+        rows = summary[summary["algorithm"] == algorithm]
+        x = [lengths.index(length) + 0.16 * (i - (len(styles) - 1) / 2) for length in rows["chain_length"]]
+        y = rows["final_return_iqm"]
+        bars = np.abs(rows[["final_return_low", "final_return_high"]].to_numpy().T - y.to_numpy())
+        label = f"{algorithm}, IQM and 95 % CI, {rows['runs'].sum()} of {rows['runs_expected'].sum()} runs"
+        axis.errorbar(x, y, bars, linestyle="", capsize=3, label=label, **style)
+    for i, name in enumerate(["PPO", "MetaIRN"] if published else []):
+        shown = [length for length in lengths if length in published]
+        x, y = [lengths.index(length) for length in shown], [published[length][i] for length in shown]
+        axis.plot(x, y, color="0.35", linestyle=[":", "--"][i], marker=".", label=f"published {name}, 10 runs each")
+    axis.axhline(optimum, color="0.7", linewidth=1, zorder=0)
+    axis.text(-0.47, 1.01 * optimum, "optimum", color="0.4", va="bottom", fontsize=8)
+    axis.set(xlabel="episode length L [steps]", ylabel="final evaluation return", xlim=(-0.5, len(lengths) - 0.5))
+    axis.set_xticks(range(len(lengths)), lengths)
+    axis.set_ylim(-0.1 * optimum, 1.15 * optimum)
+    axis.grid(alpha=0.3, axis="y")
+    figure.legend(loc="outside upper center", ncols=2)
+    return figure
+
+
+def plot_aggregate(table, scores, styles):
+    """Intervals of all statistics and a performance profile; a row for each kind of score"""
+    names = ["IQM", "median", "optimality gap", "P(MetaIRN > PPO)"]
+    ratios = [1, 1, 1, 1, 1.6]
+    figure, axes = plt.subplots(len(scores), 5, figsize=(10, 2.1 * len(scores)), width_ratios=ratios, squeeze=False)
+    for row, (kind, matrices) in zip(axes, scores.items(), strict=True):
+        for axis, name in zip(row, names, strict=False):
+            found = table[(table["score"] == kind) & (table["statistic"] == name)]
+            for y, (_, line) in enumerate(found[::-1].iterrows()):
+                bars = np.abs([[line["estimate"] - line["low"]], [line["high"] - line["estimate"]]])
+                axis.errorbar(line["estimate"], y, xerr=bars, capsize=3, **styles[line["algorithm"]])
+            axis.set(title=name, ylim=(-0.6, max(1, len(found)) - 0.4), yticks=[])
+            axis.locator_params(axis="x", nbins=2)
+            axis.margins(x=0.2)
+            axis.grid(alpha=0.3, axis="x")
+        row[3].axvline(0.5, color="0.6", linewidth=1)
+        row[3].set_xlim(-0.02, 1.02)
+        row[0].set_ylabel(kind.replace(" over", "\nover"))
+        thresholds = np.linspace(min(0.95, *(matrix.min() for matrix in matrices.values())) - 0.05, 1.05, 101)
+        for algorithm, matrix in matrices.items():
+            profile, low, high = bootstrap(functools.partial(performance_profile, thresholds=thresholds), matrix)
+            color = styles[algorithm]["color"]
+            row[4].plot(thresholds, profile, color=color, linewidth=4 if algorithm == "ppo_vanilla" else 1.5)
+            row[4].fill_between(thresholds, low, high, color=color, alpha=0.25, linewidth=0)
+        row[4].set(title="share of runs above the score", ylim=(-0.05, 1.05))
+        row[4].grid(alpha=0.3)
+    for axis in axes[-1]:
+        axis.set_xlabel("score / optimum")
+    axes[-1, 3].set_xlabel("probability")
+    kinds = scores["final return"]
+    for algorithm, style in styles.items():
+        if algorithm in kinds:
+            shape = kinds[algorithm].shape
+            axes[0, 0].plot([], [], **style, label=f"{algorithm} ({shape[0]} seeds x {shape[1]} lengths)")
+    figure.legend(loc="outside upper center", ncols=len(styles))
+    return figure
+
+
+def mean_over_seeds(credit, column):
+    """credit rows -> table [time, global_step]"""
+    return credit.pivot_table(index="time", columns="global_step", values=column, aggfunc="mean")
+
+
+def heat_map(axis, table, **kwargs):
+    steps, times = table.columns.to_numpy() / 1000, table.index.to_numpy() + 1
+    if len(steps) == 1:  # the width of a single column has to be made up
+        steps, table = np.array([0, steps[0]]), table.iloc[:, [0, 0]]
+    mesh = axis.pcolormesh(steps, times, table.to_numpy(), shading="nearest", rasterized=True, **kwargs)
+    axis.set_xlabel("environment steps [thousands]")
+    return mesh
+
+
+def plot_credit_attention(credit, length, seed):
+    """The paper's figure 2: what an episode's first step attends to, against training, beside the optimal attention"""
+    one = mean_over_seeds(credit[credit["seed"] == seed], "first_step_attention")
+    mean = mean_over_seeds(credit, "first_step_attention")
+    optimal = mean * 0
+    optimal.loc[optimal.index.max()] = 1
+    seeds = credit["seed"].nunique()
+    panels = {f"seed {seed}": one, f"mean of {seeds} seeds": mean, "optimal: all on the step that pays": optimal}
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.4), sharey=True)
+    norm = LogNorm(vmin=0.1 / length, vmax=1)
+    for axis, (title, table) in zip(axes, panels.items(), strict=True):
+        mesh = heat_map(axis, table.clip(lower=norm.vmin), norm=norm, cmap="viridis")
+        axis.set_title(title, fontsize=10)
+    axes[0].set_ylabel("attended step of the episode")
+    bar = figure.colorbar(mesh, ax=axes, label="attention of the first step", extend="min")
+    bar.ax.axhline(1 / length, color="white", linewidth=2)
+    bar.ax.text(-0.4, 1 / length, f"1/{length}: uniform", rotation=90, ha="right", va="center", fontsize=8)
+    figure.suptitle(f"Attention behind the first step's intrinsic reward, L = {length}", fontsize=11)
+    return figure
+
+
+def plot_credit_reward(credit, length, seed):
+    """Mean intrinsic reward of every step of the episode, in units of reward times reward_scale"""
+    panels = {f"seed {seed}": credit[credit["seed"] == seed], f"mean of {credit['seed'].nunique()} seeds": credit}
+    panels = {title: mean_over_seeds(rows, "r_in_mean") for title, rows in panels.items()}
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.4))
+    limit = max(np.abs(table.to_numpy()).max() for table in panels.values()) or 1
+    for axis, (title, table) in zip(axes, panels.items(), strict=False):
+        mesh = heat_map(axis, table, vmin=-limit, vmax=limit, cmap="PuOr")
+        axis.set_title(title, fontsize=10)
+        axis.set_ylabel("step of the episode")
+    figure.colorbar(mesh, ax=axes[:2], label="intrinsic reward [scaled reward]")
+    last = credit[credit["global_step"] == credit["global_step"].max()]
+    for i, (_, run) in enumerate(last.groupby("seed")):
+        axes[2].plot(
+            run["time"] + 1, run["r_in_mean"], color="0.7", linewidth=1, label="single seeds" if i == 0 else None
+        )
+    mean = last.groupby("time")["r_in_mean"].mean()
+    axes[2].plot(mean.index + 1, mean, color=COLORS[1], linewidth=2.5, label="mean")
+    axes[2].axhline(0, color="black", linewidth=0.8)
+    axes[2].set_title("after the last step of training", fontsize=10)
+    axes[2].set(xlabel="step of the episode", ylabel="intrinsic reward [scaled reward]")
+    axes[2].grid(alpha=0.3)
+    axes[2].legend()
+    figure.suptitle(f"Profile of the intrinsic reward over the episode, L = {length}", fontsize=11)
+    return figure
+
+
+def plot_wall_clock(clock, styles, published):
+    """Steps per second and minutes of every run (dots), and their medians (lines)"""
+    lengths = sorted(clock["chain_length"].unique())
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4))
+    for axis, column, unit in zip(axes, ["sps", "seconds"], [1, 60], strict=True):
+        for i, (algorithm, style) in enumerate(styles.items()):
+            runs = clock[clock["algorithm"] == algorithm]
+            x = runs["chain_length"].map(lengths.index) + 0.2 * (i - (len(styles) - 1) / 2)
+            axis.scatter(x, runs[column] / unit, s=14, alpha=0.5, **style)
+            median = runs.groupby("chain_length")[column].median() / unit
+            axis.plot(sorted(set(x)), median, label=f"{algorithm}, median of {len(runs)} runs", **style)
+        axis.set(xlabel="episode length L [steps]", xticks=range(len(lengths)), xticklabels=lengths)
+        axis.grid(alpha=0.3, axis="y")
+    for i, name in enumerate(["PPO", "MetaIRN"] if published else []):
+        label = f"published {name}, other hardware"
+        axes[1].axhline(PUBLISHED_MINUTES[i], color="0.35", linestyle=[":", "--"][i], label=label)
+    axes[0].set(ylabel="environment steps / s", ylim=(0, None))
+    axes[1].set(ylabel="minutes per run", yscale="log")
+    axes[1].yaxis.set_major_formatter("{x:g}")
+    axes[1].yaxis.set_minor_formatter("")
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return figure
+
+
+def load(out):
+    """The tables of `out` (evaluations, credit, wall_clock, left_out) and the settings"""
+    try:
+        names = ["evaluations", "credit", "wall_clock", "left_out"]
+        tables = [pd.read_csv(out / f"{name}.csv", float_precision="round_trip") for name in names]
+        return *tables, json.loads((out / "settings.json").read_text())
+    except (OSError, ValueError) as error:
+        fail(f"{out} does not hold what an earlier call collected ({error}); collect runs with --runs RUNS_DIR")
 
 
 def main(args):
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
     if args.runs is not None:
-        collect(args.runs).to_csv(out / "evaluations.csv", index=False)
-    if not (out / "evaluations.csv").exists():
-        sys.exit(f"error: {out / 'evaluations.csv'} does not exist: collect runs into it with --runs RUNS_DIR")
-    evaluations = pd.read_csv(out / "evaluations.csv")
-    keys = ["chain_length", "algorithm"]
-    groups = evaluations.groupby(keys)[[c for c in evaluations if c not in keys]]
-    summary = groups.apply(summarize).reset_index().sort_values(keys, ascending=[True, False])
-    counts = ["runs", "solved_at_end", "solved_ever"]
-    summary = summary.astype(dict.fromkeys(counts, int))
-    summary.to_csv(out / "summary.csv", index=False)
-    (out / "summary.md").write_text(markdown(summary))
-    plot(evaluations, out / "learning.png")
-    print(markdown(summary), end="")
+        tables, settings = collect(args.runs)
+        out.mkdir(parents=True, exist_ok=True)
+        for name, table in tables.items():
+            write_atomically(out / name, lambda path, table=table: table.to_csv(path, index=False))
+        write_atomically(out / "settings.json", lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
+    evaluations, credit, clock, left_out, settings = load(out)
+    task = next(iter(settings.values()))
+    if task["env_id"] not in OPTIMUM:
+        fail(f"these are runs of {task['env_id']}; figures and scores exist for {' and '.join(OPTIMUM)}")
+    optimum = OPTIMUM[task["env_id"]]
+    published = PUBLISHED if all(task[name] == value for name, value in PUBLISHED_SETTING.items()) else {}
+    length = args.credit_length if args.credit_length is not None else credit["chain_length"].max()
+    credit = credit[credit["chain_length"] == length]
+    seed = args.credit_seed if args.credit_seed is not None else credit["seed"].min()
+    if (args.credit_length, args.credit_seed) != (None, None) and not (credit["seed"] == seed).any():
+        fail(f"--credit-length {length}, --credit-seed {seed}: no finished run with an intrinsic reward has these")
+
+    # Statistics
+    styles = assign_styles(evaluations["algorithm"].unique())
+    cells = itertools.product(sorted(evaluations["chain_length"].unique()), styles)
+    groups = {cell: evaluations[(evaluations[["chain_length", "algorithm"]] == cell).all(axis=1)] for cell in cells}
+    groups = {cell: runs for cell, runs in groups.items() if len(runs)}
+    learning = {cell: curves(runs) for cell, runs in groups.items()}
+    lost = left_out.groupby(["chain_length", "algorithm"]).size()
+    counts = {
+        cell: (runs["seed"].nunique(), runs["seed"].nunique() + lost.get(cell, 0)) for cell, runs in groups.items()
+    }
+    summary = summarize(groups, learning, counts)
+    scores = score_matrices(evaluations, styles, optimum)
+    overall = aggregate(scores)
+
+    # Tables and figures
+    texts = {
+        "summary.csv": summary.to_csv(index=False),
+        "summary.md": summary_markdown(summary, left_out, published),
+        "aggregate.csv": overall.to_csv(index=False),
+        "aggregate.md": aggregate_markdown(overall, scores, styles),
+        "wall_clock.md": wall_clock_markdown(clock, styles),
+    }
+    for name, text in texts.items():
+        write_atomically(out / name, lambda path, text=text: path.write_text(text))
+    figures = {
+        "learning": plot_learning(learning, counts, styles, published),
+        "final_return": plot_final_return(summary, styles, published, optimum),
+        "aggregate": plot_aggregate(overall, scores, styles),
+        "wall_clock": plot_wall_clock(clock, styles, published),
+    }
+    if len(credit):
+        figures["credit_attention"] = plot_credit_attention(credit, length, seed)
+        figures["credit_reward"] = plot_credit_reward(credit, length, seed)
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(args.format)  # the same bytes each time
+    for name, figure in figures.items():
+        save = functools.partial(figure.savefig, format=args.format, dpi=150, metadata=metadata)
+        write_atomically(out / f"{name}.{args.format}", save)
+        plt.close(figure)
+    print(texts["summary.md"], texts["aggregate.md"], texts["wall_clock.md"], sep="\n", end="")
 
 
 if __name__ == "__main__":
