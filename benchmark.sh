@@ -10,10 +10,10 @@
 # Finished runs are skipped, interrupted ones continue from their checkpoint: after Ctrl-C, a crash or a power cut the
 # same command completes the set, with the same numbers. OUT holds the run folders, logs/ and results/.
 set -euo pipefail
-shopt -s nullglob
 fail() { echo "error: $*" >&2 && exit 2; }
 
 # Settings: environment variables
+here=$(dirname "$0")
 mode=${1-}
 case $mode in
     '' | --report | --task) ;; # --task: one run, within a Slurm job array
@@ -21,10 +21,10 @@ case $mode in
     *) fail "unknown argument $mode; there are --smoke and --report, and settings: see the head of $0" ;;
 esac
 : "${ALGOS:=ppo_vanilla ppo_metairn}" "${LENGTHS:=2 5 10 20 50}" "${SEEDS:=1 2 3 4 5 6 7 8 9 10}"
-: "${TOTAL_TIMESTEPS:=100000}" "${EXTRA_ARGS:=}" "${OUT:=runs/benchmark}" "${WORKERS:=$(getconf _NPROCESSORS_ONLN)}"
-: "${LAUNCHER:=local}" "${PYTHON:=$([[ -x .venv/bin/python ]] && echo .venv/bin/python || echo python)}"
+: "${TOTAL_TIMESTEPS:=100000}" "${EXTRA_ARGS:=}" "${OUT:=runs/benchmark}" "${LAUNCHER:=local}"
+: "${WORKERS:=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)}"
+: "${PYTHON:=$([[ -x $here/.venv/bin/python ]] && echo "$here/.venv/bin/python" || echo python)}"
 settings=(ALGOS LENGTHS SEEDS TOTAL_TIMESTEPS EXTRA_ARGS OUT WORKERS LAUNCHER PYTHON)
-here=$(dirname "$0")
 for number in $LENGTHS $SEEDS "$TOTAL_TIMESTEPS" "$WORKERS"; do
     [[ $number =~ ^(0|[1-9][0-9]*)$ ]] || fail "LENGTHS, SEEDS, TOTAL_TIMESTEPS, WORKERS: $number is not a whole number"
 done
@@ -60,6 +60,7 @@ set_command() { # algorithm length seed -> command, which starts or continues th
 report() { # the figures of what is finished, then what is not; exit status 1 if anything is missing
     local status=0 run log
     "$PYTHON" "$here/plot_results.py" --runs "$OUT" --out "$OUT/results" || status=1
+    [[ ! -e $OUT/invocations.csv ]] || cp "$OUT/invocations.csv" "$OUT/results/"
     for run in "${runs[@]}"; do
         [[ ! -e $(run_folder $run)/finished ]] || continue
         log=$OUT/logs/${run// /__}.log
@@ -146,13 +147,15 @@ while ((${#pids[@]} || (next < ${#todo[@]} && !stopped))); do
             continue
         else
             failed=$((failed + 1)) outcome="FAILED with status $status"
+            ((status <= 128)) || echo "killed by signal $((status - 128))" >>"$OUT/logs/${todo[i]// /__}.log"
         fi
         left=$((SECONDS * (${#todo[@]} - finished - failed) / (finished + failed)))
         printf '%d of %d done, %d running, %d failed, about %d:%02d left; %s\n' $((${#runs[@]} - ${#todo[@]} + finished)) \
             ${#runs[@]} ${#pids[@]} "$failed" $((left / 60)) $((left % 60)) "${todo[i]} $outcome"
     done
 done
-if ((finished + failed)); then
+trap - INT TERM
+if ((finished + failed)) && [[ $mode != --task ]]; then
     commit=$(git -C "$here" describe --always --dirty 2>/dev/null || echo unknown)
     cpu=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo 2>/dev/null | head -n 1)
     [[ -e $OUT/invocations.csv ]] || echo "date,commit,cpu,workers,finished,failed,seconds" >"$OUT/invocations.csv"

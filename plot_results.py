@@ -6,7 +6,7 @@
 
 With --runs, OUT gets what the run folders hold:
     evaluations.csv     one row per evaluation of every finished run
-    credit.csv          mean r_in, and what the first step attends to; by run, 25 evaluations, and time in the episode
+    credit.csv          mean r_in, and what the first step attends to; by run, 20 evaluations, and time in the episode
     wall_clock.csv      steps/s and seconds of every finished run (the only file that differs between repetitions)
     left_out.csv        the runs that are missing, unfinished or not finite, and why; they are in no other file
     settings.json       the options that the runs of each algorithm have in common
@@ -47,13 +47,13 @@ plt.rcParams |= {"figure.constrained_layout.use": True, "font.size": 9, "svg.has
 
 # The MetaIRN paper's figure 4: final evaluation return, IQM of 10 seeds, 100k steps; length: (PPO, MetaIRN)
 PUBLISHED = {2: (0.90, 0.03), 5: (1.06, 0.33), 10: (0.78, 0.27), 20: (0.88, 0.51), 50: (0.79, 0.66)}
-PUBLISHED_MINUTES = 40 / 60, 200 / 60  # of a run: PPO, MetaIRN; from the logs published with the paper
+PUBLISHED_MINUTES = 40 / 60, 200 / 60  # of a run, about: PPO, MetaIRN
 PUBLISHED_SETTING = {"env_id": "umbrella_env:UmbrellaLength-v0", "hide_umbrella": False, "total_timesteps": 100_000}
 OPTIMUM = {"umbrella_env:UmbrellaLength-v0": 10.0, "umbrella_env:UmbrellaLengthBsuite-v0": 1.0}
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7"]  # Okabe-Ito: safe for colour-blind readers
 MARKERS = ["o", "s", "^", "D"]
 RESAMPLES = 5_000
-CREDIT_POINTS = 25  # evaluations of a run in the credit figures
+CREDIT_POINTS = 20  # evaluations of a run in the credit figures
 SOLVED = 0.95
 RUN = ["algorithm", "chain_length", "seed"]
 DIFFER = {"exp_name", "seed", "chain_length", "num_steps", "runs_dir", "resume", "evaluate", "cuda", "track"}
@@ -91,7 +91,7 @@ def write_atomically(path, write):
 
 
 def read_run(folder, args):
-    """Evaluations [rows] and credit [rows] of a run folder; ValueError or OSError says why it cannot be used."""
+    """Evaluations and credit of a run folder, one row each; an exception says why it cannot be used."""
     progress = pd.read_csv(folder / "progress.csv")
     step, batch = progress["global_step"].iloc[-1], args["num_envs"] * args["num_steps"]
     if step != args["total_timesteps"] // batch * batch:
@@ -105,7 +105,7 @@ def read_run(folder, args):
             steps, times = arrays["global_step"][shown], range(args["chain_length"])
             columns = {name: arrays[name][shown][:, times].ravel() for name in ("r_in_mean", "first_step_attention")}
         index = pd.MultiIndex.from_product([steps, times], names=["global_step", "time"])
-        credit = pd.DataFrame(columns, index=index).map(lambda x: float(f"{x:.4g}")).reset_index()
+        credit = pd.DataFrame(columns, index=index).map(lambda x: float(f"{x:.3g}")).reset_index()
     return progress, credit
 
 
@@ -121,20 +121,25 @@ def collect(runs):
             args = json.loads((folder / "args.json").read_text())
             run = args["exp_name"], args["chain_length"], args["seed"]
         except (OSError, ValueError, KeyError) as error:
-            fail(f"{folder}/args.json cannot be read ({type(error).__name__}: {error}): remove the folder or mend it")
+            print(f"{folder}/args.json cannot be read: {type(error).__name__}: {error}", file=sys.stderr)
+            continue
         if run in found:
             fail(f"{folder}: there is another run with algorithm, length and seed {run} in {runs}: plot them apart")
         found.add(run)
         try:
             progress, credit = read_run(folder, args)
-        except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+        except OSError as error:
+            left_out[run] = f"{error.strerror}: {Path(error.filename).name}"
+            continue
+        except (ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
             left_out[run] = str(error)
             continue
         same = {name: value for name, value in args.items() if name not in DIFFER}
         for algorithm, (other_folder, other) in settings.items():
-            for name in same.keys() & (other.keys() if algorithm == run[0] else PUBLISHED_SETTING.keys()):
-                if same[name] != other[name]:
-                    fail(f"{folder} and {other_folder} differ in {name} ({same[name]}, {other[name]}): plot them apart")
+            for name in sorted(same.keys() | other.keys() if algorithm == run[0] else PUBLISHED_SETTING.keys()):
+                if same.get(name) != other.get(name):
+                    both = f"({same.get(name)}, {other.get(name)})"
+                    fail(f"{folder} and {other_folder} differ in {name} {both}: plot them apart")
         settings.setdefault(run[0], (folder, same))
         key = dict(zip(RUN, run, strict=True))
         last = progress.iloc[-1]
@@ -147,7 +152,7 @@ def collect(runs):
     algorithms, lengths, seeds = (sorted(set(column)) for column in zip(*found, strict=True))
     for run in ((a, length, s) for a in algorithms for length in lengths for s in seeds):
         if run not in found:
-            left_out[run] = "missing: there is no run folder"
+            left_out[run] = "missing: there is no readable run folder"
     for (algorithm, length, seed), why in left_out.items():
         print(f"left out: {algorithm}, L = {length}, seed {seed}: {why}", file=sys.stderr)
     tables = {
@@ -178,11 +183,10 @@ def bootstrap(statistic, *scores):
     Runs are resampled within each task. Without two runs there is no interval: its ends are NaN.
     """
     np.random.seed(0)  # noqa: NPY002 - rliable draws from numpy's global stream
-    scores = {"": scores[0] if len(scores) == 1 else scores}
-    estimate, interval = library.get_interval_estimates(scores, statistic, reps=RESAMPLES)
-    if min(len(x) for x in (scores[""] if isinstance(scores[""], tuple) else scores.values())) < 2:
-        interval[""] = np.full_like(interval[""], np.nan)
-    return np.stack([estimate[""], *interval[""]])
+    argument = scores if len(scores) > 1 else scores[0]  # a tuple: rliable resamples its members independently
+    estimate, interval = library.get_interval_estimates({"": argument}, statistic, reps=RESAMPLES)
+    enough = min(len(x) for x in scores) > 1
+    return np.stack([estimate[""], *(interval[""] if enough else np.full_like(interval[""], np.nan))])
 
 
 def curves(runs):
@@ -297,9 +301,7 @@ def summary_markdown(summary, left_out, published):
     if published:
         header.insert(5, "published")
     table = markdown(header, rows)
-    return table + (
-        f"\n{len(left_out)} runs are left out, with their reasons in `left_out.csv`.\n" if len(left_out) else ""
-    )
+    return table + (f"\nLeft out, for the reasons in `left_out.csv`: {len(left_out)}.\n" if len(left_out) else "")
 
 
 def aggregate_markdown(table, scores, algorithms):

@@ -1,0 +1,276 @@
+"""benchmark.sh as a user runs it: whole, stopped, killed, failing, twice at once, and on a real Slurm of one node.
+
+To interrupt a benchmark at an exact moment, not after some seconds, a run does it itself: `at_checkpoint` is executed
+in the run that writes a checkpoint, through a sitecustomize module of the test.
+"""
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BENCHMARK = ["bash", str(ROOT / "benchmark.sh")]
+OUTPUTS = ["learning", "final_return", "aggregate", "wall_clock", "credit_attention", "credit_reward"]
+HOOK = """
+import os, signal, subprocess, sys
+replace, count = os.replace, 0
+def replace_then_act(source, target):
+    global count
+    replace(source, target)
+    if str(target).endswith("checkpoint.pt"):
+        count += 1
+        run = sys.argv
+{action}
+os.replace = replace_then_act
+"""
+
+
+@pytest.fixture
+def benchmark(tmp_path):
+    """benchmark("--smoke", SEEDS=1) runs benchmark.sh in a folder whose name has spaces, as OUT's has"""
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    small = {
+        "LENGTHS": 2,
+        "SEEDS": 1,
+        "TOTAL_TIMESTEPS": 3000,
+        "WORKERS": 2,
+        "OUT": "out put",
+        "PYTHON": sys.executable,
+    }
+
+    def run(*arguments, at_checkpoint=None, **settings):
+        env = {name: value for name, value in os.environ.items() if name not in {*small, "ALGOS", "EXTRA_ARGS"}}
+        env |= {name: str(value) for name, value in (small | settings).items() if value is not None}
+        if at_checkpoint is not None:
+            indented = "".join(f"        {line}\n" for line in at_checkpoint.splitlines())
+            (tmp_path / "sitecustomize.py").write_text(HOOK.format(action=indented))
+            env["PYTHONPATH"] = str(tmp_path)
+        command = [*BENCHMARK, *arguments]
+        return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, start_new_session=True)
+
+    run.out = folder / "out put"
+    return run
+
+
+def finished(out):
+    return sorted(path.parent.name.split("__", 1)[1] for path in out.glob("*/finished"))
+
+
+def numbers(out):
+    """All that training decides; the rest of the results follow from it."""
+    return [(out / "results" / name).read_bytes() for name in ("evaluations.csv", "credit.csv", "summary.csv")]
+
+
+def test_smoke_then_nothing_is_run_again(benchmark):
+    settings = {"LENGTHS": None, "SEEDS": None, "TOTAL_TIMESTEPS": None}  # those of --smoke
+    first = benchmark("--smoke", **settings)
+    assert (first.returncode, first.stderr) == (0, "")
+    lines = first.stdout.splitlines()
+    assert {"LENGTHS=2 5", "SEEDS=1 2", "TOTAL_TIMESTEPS=10000", "OUT=out put", "EXTRA_ARGS="} <= set(lines)
+    commands = [line for line in lines if line.startswith(f"    {sys.executable} ")]
+    assert len(commands) == 8
+    assert all(r"--runs-dir out\ put" in command for command in commands)  # can be pasted into a shell
+    assert any(line.startswith("8 of 8 done, 0 running, 0 failed, about 0:00 left; ") for line in lines)
+    assert len(finished(benchmark.out)) == 8
+    for name in OUTPUTS:
+        assert (benchmark.out / "results" / f"{name}.png").stat().st_size > 10_000
+    invocations = pd.read_csv(benchmark.out / "invocations.csv")
+    assert invocations[["workers", "finished", "failed"]].to_numpy().tolist() == [[2, 8, 0]]
+
+    def files():
+        return {p: p.stat().st_mtime_ns for p in benchmark.out.rglob("*") if "results" not in p.parts and p.is_file()}
+
+    before, results = files(), {p.name: p.read_bytes() for p in (benchmark.out / "results").iterdir()}
+    second = benchmark("--smoke", **settings)
+    assert (second.returncode, second.stderr) == (0, "")
+    assert "8 runs, of which 8 are finished" in second.stdout
+    assert files() == before
+    assert {p.name: p.read_bytes() for p in (benchmark.out / "results").iterdir()} == results
+
+
+@pytest.mark.parametrize("signal", ["SIGKILL", "SIGTERM", "SIGINT"])
+def test_stopped_and_continued_is_as_if_never_stopped(benchmark, signal):
+    """SIGKILL hits all processes, the others the benchmark alone, which hands them on to its runs as SIGTERM."""
+    action = "if count == 2 and run[run.index('--seed') + 1] == '2':\n    "
+    if signal == "SIGKILL":
+        action += "os.killpg(0, signal.SIGKILL)"
+    else:  # waits for what is handed on, so that it comes at this moment
+        action += "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n    "
+        action += (
+            f"os.kill(os.getppid(), signal.{signal}); os.kill(os.getpid(), signal.sigwait([signal.SIGTERM]))\n    "
+        )
+        action += "signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])"
+    settings = {"SEEDS": "1 2", "ALGOS": "ppo_metairn"}
+    stopped = benchmark(at_checkpoint=action, WORKERS=1, **settings)
+    assert stopped.returncode == {"SIGKILL": -9, "SIGTERM": 143, "SIGINT": 130}[signal]
+    assert finished(benchmark.out) == ["ppo_metairn__2__1"]
+    if signal != "SIGKILL":
+        assert "stopped, nothing is lost" in stopped.stdout
+        assert "stopped at step 1000" in (benchmark.out / "logs" / "ppo_metairn__2__2.log").read_text()
+    continued = benchmark(**settings)
+    assert (continued.returncode, continued.stderr) == (0, "")
+    assert "2 runs, of which 1 are finished" in continued.stdout
+    assert "--resume" in continued.stdout
+    whole = benchmark(OUT="whole", **settings)
+    assert whole.returncode == 0
+    assert numbers(benchmark.out) == numbers(benchmark.out.parent / "whole")
+
+
+def test_failed_and_killed_runs_do_not_vanish(benchmark):
+    """Length 0 does not exist, and one run is killed after its second checkpoint."""
+    action = "if count == 2 and 'metairn' in run[0]:\n    os.kill(os.getpid(), signal.SIGKILL)"
+    settings = {"LENGTHS": "2 0", "SEEDS": "1"}
+    process = benchmark(at_checkpoint=action, **settings)
+    assert process.returncode == 1
+    assert "ppo_metairn 2 1 FAILED with status 137" in process.stdout
+    assert "ppo_vanilla 0 1 FAILED with status 2" in process.stdout
+    for algorithm in ("ppo_vanilla", "ppo_metairn"):
+        assert f"not finished: {algorithm} 0 1: error: " in process.stdout
+        assert (
+            f"chain_length must be an integer of at least 1, got 0 (out put/logs/{algorithm}__0__1.log)"
+            in process.stdout
+        )
+    assert "not finished: ppo_metairn 2 1: killed by signal 9 (" in process.stdout
+    assert process.stderr.endswith("left out: ppo_metairn, L = 2, seed 1: unfinished: stopped at step 1000 of 3000\n")
+    assert finished(benchmark.out) == ["ppo_vanilla__2__1"]
+    left_out = pd.read_csv(benchmark.out / "results" / "left_out.csv")
+    assert left_out["algorithm"].tolist() == ["ppo_metairn"]
+    assert left_out["reason"].str.startswith("unfinished: stopped at step 1000").all()
+    summary = pd.read_csv(benchmark.out / "results" / "summary.csv")
+    assert summary["algorithm"].tolist() == ["ppo_vanilla"]
+    assert "ppo_metairn" in (benchmark.out / "results" / "summary.md").read_text()
+
+    again = benchmark(**settings)
+    assert again.returncode == 1
+    assert finished(benchmark.out) == ["ppo_metairn__2__1", "ppo_vanilla__2__1"]
+    assert "not finished: ppo_metairn 2 1" not in again.stdout
+    assert "ppo_vanilla 0 1 FAILED" in again.stdout  # was tried again
+
+
+def test_a_second_benchmark_leaves(benchmark):
+    """The second one is started by a run of the first; so is a third, when SIGKILL has made that run an orphan."""
+    action = f"""if count == 1:
+    del os.environ["PYTHONPATH"]
+    with open("second", "w") as second, open("third", "w") as third:
+        statuses = [subprocess.call({BENCHMARK}, stdout=second, stderr=second)]
+        os.kill(os.getppid(), signal.SIGKILL)
+        statuses += [subprocess.call({BENCHMARK}, stdout=third, stderr=third)]
+    print(statuses, file=open("statuses", "w"))"""
+    settings = {"ALGOS": "ppo_vanilla", "LENGTHS": "2 5"}
+    first = benchmark(at_checkpoint=action, WORKERS=1, **settings)
+    assert first.returncode == -9
+    with open(benchmark.out / "lock") as lock:  # held until the orphan has ended
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    folder = benchmark.out.parent
+    assert (folder / "statuses").read_text() == "[2, 2]\n"
+    for name in ("second", "third"):
+        assert (folder / name).read_text().startswith("error: another benchmark, or a run that one left behind")
+    last = benchmark(**settings)
+    assert (last.returncode, last.stderr) == (0, "")
+    assert finished(benchmark.out) == ["ppo_vanilla__2__1", "ppo_vanilla__5__1"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ALGOS": "ppo_vanilla ppo"}, "there is no .*ppo.py"),
+        ({"LENGTHS": "2 five"}, "five is not a whole number"),
+        ({"SEEDS": "01"}, "01 is not a whole number"),
+        ({"SEEDS": "1 2 1"}, "ppo_vanilla 2 1 is listed twice"),
+        ({"TOTAL_TIMESTEPS": "1e5"}, "1e5 is not a whole number"),
+        ({"WORKERS": 0}, "WORKERS must be at least 1"),
+        ({"LAUNCHER": "pbs"}, "LAUNCHER must be local or slurm, got pbs"),
+        ({"EXTRA_ARGS": "--hide-umbrella --seed=4"}, "EXTRA_ARGS must not set --seed"),
+        ({"EXTRA_ARGS": "--runs_dir elsewhere"}, "EXTRA_ARGS must not set --runs_dir"),
+        ({"PYTHON": "false"}, "PYTHON=false does not find torch"),
+    ],
+)
+def test_bad_settings(benchmark, settings, message):
+    process = benchmark(**settings)
+    assert process.returncode == 2
+    assert process.stderr.startswith("error: ")
+    assert process.stderr.count("\n") == 1
+    assert process.stdout == ""
+    assert re.search(message, process.stderr)
+    assert not benchmark.out.exists()
+
+
+def test_unknown_argument(benchmark):
+    process = benchmark("--seed")
+    assert (process.returncode, process.stderr.count("\n")) == (2, 1)
+    assert "unknown argument --seed" in process.stderr
+
+
+def test_runs_of_another_kind_are_not_mixed(benchmark):
+    assert benchmark(ALGOS="ppo_vanilla", TOTAL_TIMESTEPS=1000).returncode == 0
+    for settings in ({"TOTAL_TIMESTEPS": 2000}, {"TOTAL_TIMESTEPS": 1000, "EXTRA_ARGS": "--gamma 0.9"}):
+        process = benchmark(ALGOS="ppo_vanilla", **settings)
+        assert (process.returncode, process.stderr.count("\n")) == (2, 1)
+        assert "holds runs of another kind" in process.stderr
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """A Slurm of one node with two CPUs, or a skip that says why not"""
+    missing = [
+        n
+        for n in ("munged", "slurmctld", "slurmd", "sbatch")
+        if not shutil.which(n, path=os.environ["PATH"] + ":/usr/sbin")
+    ]
+    if missing:
+        pytest.skip(f"Slurm is not installed ({', '.join(missing)} missing): apt-get install slurm-wlm munge")
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    started = subprocess.run(["bash", ROOT / "tests" / "slurm.sh", "start", folder], capture_output=True, text=True)
+    try:
+        if started.returncode:
+            logs = "".join(path.read_text() for path in folder.glob("*.out"))
+            pytest.skip(f"Slurm does not start here: {started.stderr}{logs}")
+        monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+        yield
+    finally:
+        subprocess.run(["scancel", "--user", str(os.getuid())], capture_output=True)
+        subprocess.run(["bash", ROOT / "tests" / "slurm.sh", "stop", folder], check=True)
+
+
+def test_slurm(benchmark, slurm):
+    settings = {"LAUNCHER": "slurm", "LENGTHS": "2 0", "SEEDS": "1 2"}  # length 0 fails
+
+    def wait():
+        jobs = (benchmark.out / "slurm" / "jobs").read_text().strip()
+        array, figures = jobs.split(",")
+        command = ["sbatch", "--wait", "--output=/dev/null", f"--dependency=afterany:{figures}", "--wrap", "true"]
+        subprocess.run(command, check=True, capture_output=True)
+        return array, (benchmark.out / "slurm" / f"{figures}.out").read_text()
+
+    first = benchmark(**settings)
+    assert (first.returncode, first.stderr) == (0, "")
+    second = benchmark(**settings)
+    assert second.returncode == 2
+    assert "are at work in out put" in second.stderr
+    third = benchmark(**settings | {"LAUNCHER": "local"})
+    assert third.returncode == 2
+    array, figures = wait()
+    assert len(list((benchmark.out / "slurm").glob(f"{array}_*.out"))) == 8  # one run a task
+    assert "--array=1-8 " in (benchmark.out / "slurm" / "array.sh").read_text()
+    assert len(finished(benchmark.out)) == 4
+    assert "not finished: ppo_vanilla 0 1: error: " in figures
+
+    # Another submission runs what is not finished, and continues what has a checkpoint
+    for path in benchmark.out.glob("*__ppo_metairn__*/finished"):
+        path.unlink()
+    assert benchmark(**settings | {"LENGTHS": 2}).returncode == 0
+    array, figures = wait()
+    assert len(list((benchmark.out / "slurm").glob(f"{array}_*.out"))) == 2
+    assert "--resume" in (benchmark.out / "logs" / "ppo_metairn__2__2.log").read_text()
+    assert "not finished" not in figures
+    assert benchmark(OUT="local", SEEDS="1 2").returncode == 0
+    assert numbers(benchmark.out) == numbers(benchmark.out.parent / "local")
