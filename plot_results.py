@@ -300,8 +300,9 @@ def summary_markdown(summary, left_out, published):
             rows[-1].insert(5, published.get(row.chain_length, ("", ""))[row.algorithm == "ppo_metairn"])
     if published:
         header.insert(5, "published")
-    table = markdown(header, rows)
-    return table + (f"\nLeft out, for the reasons in `left_out.csv`: {len(left_out)}.\n" if len(left_out) else "")
+    lost = left_out.groupby(["chain_length", "algorithm"]).size().items()
+    lost = "; ".join(f"{number} of `{algorithm}` at L = {length}" for (length, algorithm), number in lost)
+    return markdown(header, rows) + (f"\nRuns left out, for the reasons in `left_out.csv`: {lost}.\n" if lost else "")
 
 
 def aggregate_markdown(table, scores, algorithms):
@@ -373,7 +374,7 @@ def plot_final_return(summary, styles, published, optimum):
         x = [lengths.index(length) + 0.16 * (i - (len(styles) - 1) / 2) for length in rows["chain_length"]]
         y = rows["final_return_iqm"]
         bars = np.abs(rows[["final_return_low", "final_return_high"]].to_numpy().T - y.to_numpy())
-        label = f"{algorithm}, IQM and 95 % CI, {rows['runs'].sum()} of {rows['runs_expected'].sum()} runs"
+        label = f"{algorithm} ({rows['runs'].sum()} of {rows['runs_expected'].sum()} runs)"
         axis.errorbar(x, y, bars, linestyle="", capsize=3, label=label, **style)
     for i, name in enumerate(["PPO", "MetaIRN"] if published else []):
         shown = [length for length in lengths if length in published]
@@ -381,9 +382,15 @@ def plot_final_return(summary, styles, published, optimum):
         axis.plot(x, y, color="0.35", linestyle=[":", "--"][i], marker=".", label=f"published {name}, 10 runs each")
     axis.axhline(optimum, color="0.7", linewidth=1, zorder=0)
     axis.text(-0.47, 1.01 * optimum, "optimum", color="0.4", va="bottom", fontsize=8)
-    axis.set(xlabel="episode length L [steps]", ylabel="final evaluation return", xlim=(-0.5, len(lengths) - 0.5))
+    axis.set(
+        xlabel="episode length L [steps]",
+        ylabel="final evaluation return (IQM, 95 % CI)",
+        xlim=(-0.5, len(lengths) - 0.5),
+    )
     axis.set_xticks(range(len(lengths)), lengths)
-    axis.set_ylim(-0.1 * optimum, 1.15 * optimum)
+    axis.set_ylim(
+        min(-0.1 * optimum, 1.1 * summary[["final_return_iqm", "final_return_low"]].min().min()), 1.15 * optimum
+    )
     axis.grid(alpha=0.3, axis="y")
     figure.legend(loc="outside upper center", ncols=2)
     return figure

@@ -51,6 +51,8 @@ SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=1,bf
 NodeName=$host NodeAddr=127.0.0.1 CPUs=2 RealMemory=4096 State=UNKNOWN
 PartitionName=test Nodes=$host Default=YES State=UP
 END
+version=$(slurmd -V | tr -dc '0-9.' | cut -d . -f 1,2 | tr -d .)
+((version < 2311)) || echo "CgroupPlugin=disabled" >"$dir/cgroup.conf" # older ones do not know it, nor need it
 head -c 128 /dev/urandom >"$dir/munge.key"
 chmod 600 "$dir/munge.key"
 munged --force --key-file="$dir/munge.key" --socket="$dir/munge.socket" --pid-file="$dir/munged.pid" \

@@ -90,7 +90,7 @@ def test_known_answers(tmp_path):
     assert (
         "| 3 | `ppo_metairn` | 1 of 8 | 1 | 7.00 [no interval of one run] | 1 | 5,000 [5,000, 5,000], 5,000 |" in text
     )
-    assert "Left out, for the reasons in `left_out.csv`: 7." in text
+    assert "Runs left out, for the reasons in `left_out.csv`: 7 of `ppo_metairn` at L = 3." in text
     credit = pd.read_csv(out / "credit.csv")
     assert credit["time"].tolist() == [0, 1, 2, 0, 1, 2]
     assert credit["r_in_mean"].tolist() == [1, 2, 3, 1, 2, 3]
@@ -259,6 +259,14 @@ def test_readme_shows_the_committed_tables():
     assert {name for name, _ in shown} >= {f"results/{name}.md" for name in ("summary", "aggregate", "wall_clock")}
     for name, text in shown:
         assert text == (ROOT / name).read_text()
+    overall = pd.read_csv(ROOT / "results" / "aggregate.csv").set_index(["score", "statistic", "algorithm"])
+    better = overall.loc["mean return over training", "P(MetaIRN > PPO)", "ppo_metairn"]
+    assert f"is {better['estimate']:.3f} [{better['low']:.3f}, {better['high']:.3f}]: no difference" in README
+    summary = (
+        pd.read_csv(ROOT / "results" / "summary.csv").set_index(["chain_length", "algorithm"]).loc[50, "ppo_metairn"]
+    )
+    assert f"final entropy is {summary['intrinsic_attention_entropy_median']:.3f}, and ln 50 = 3.912" in README
+    assert f"comes from the intrinsic reward is {summary['intrinsic_advantage_share_median']:.2f} " in README
     for name in re.findall(r"\((results/\S+?)\)", README):
         assert (ROOT / name).exists()
 
