@@ -318,8 +318,9 @@ def wall_clock_markdown(clock, algorithms):
     rows = []
     for length, algorithm in itertools.product(sorted(clock["chain_length"].unique()), algorithms):
         runs = clock[(clock["chain_length"] == length) & (clock["algorithm"] == algorithm)]
-        median = runs[["sps", "seconds"]].median()
-        rows.append([length, f"`{algorithm}`", len(runs), f"{median['sps']:,.0f}", f"{median['seconds'] / 60:.2f}"])
+        if len(runs):
+            sps, seconds = runs[["sps", "seconds"]].median()
+            rows.append([length, f"`{algorithm}`", len(runs), f"{sps:,.0f}", f"{seconds / 60:.2f}"])
     table = markdown(["L", "", "runs", "steps/s, median", "minutes per run, median"], rows)
     return table + f"\n{clock['seconds'].sum() / 60:.1f} minutes of training in all {len(clock)} runs.\n"
 
@@ -336,7 +337,7 @@ def assign_styles(algorithms):
 def plot_learning(learning, counts, styles, published):
     """Return and success against steps, a column for each length; {(length, algorithm): curves}"""
     lengths = sorted({length for length, _ in learning})
-    size = (1.2 + 1.8 * len(lengths), 4.6)
+    size = max(6.5, 1.2 + 1.8 * len(lengths)), 4.6  # room for the legend
     figure, axes = plt.subplots(2, len(lengths), figsize=size, sharex=True, sharey="row", squeeze=False)
     for (length, algorithm), (steps, *scores) in learning.items():
         column = axes[:, lengths.index(length)]
@@ -353,14 +354,14 @@ def plot_learning(learning, counts, styles, published):
             top.axhline(published[length][0], color="0.35", linestyle=":", label="published PPO after 100k steps")
             top.axhline(published[length][1], color="0.35", linestyle="--", label="published MetaIRN after 100k steps")
         top.set_title(f"L = {length}", fontsize=10)
-        bottom.set_xscale("symlog", linthresh=1)  # linear up to 1,000 steps
+        bottom.set_xscale("symlog", linthresh=1)
         bottom.xaxis.set_major_formatter("{x:.0f}")
         bottom.set(xlim=(0, None), ylim=(-0.05, 1.05))
     for axis in axes.flat:
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("evaluation return")
     axes[1, 0].set_ylabel("evaluation success rate")
-    figure.supxlabel("environment steps [thousands]", fontsize=10)
+    figure.supxlabel("environment steps [thousands; the scale is logarithmic above 1]", fontsize=10)
     legend = {label: line for axis in axes[0] for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(legend.values(), legend.keys(), loc="outside upper center", ncols=2)
     return figure
@@ -414,7 +415,8 @@ def plot_aggregate(table, scores, styles):
         row[3].axvline(0.5, color="0.6", linewidth=1)
         row[3].set_xlim(-0.02, 1.02)
         row[0].set_ylabel(kind.replace(" over", "\nover"))
-        thresholds = np.linspace(min(0.95, *(matrix.min() for matrix in matrices.values())) - 0.05, 1.05, 101)
+        lowest = min([0.95, *(matrix.min() for matrix in matrices.values())])
+        thresholds = np.linspace(lowest - 0.05, 1.05, 101)
         for algorithm, matrix in matrices.items():
             profile, low, high = bootstrap(functools.partial(performance_profile, thresholds=thresholds), matrix)
             color = styles[algorithm]["color"]
@@ -425,11 +427,9 @@ def plot_aggregate(table, scores, styles):
     for axis in axes[-1]:
         axis.set_xlabel("score / optimum")
     axes[-1, 3].set_xlabel("probability")
-    kinds = scores["final return"]
     for algorithm, style in styles.items():
-        if algorithm in kinds:
-            shape = kinds[algorithm].shape
-            axes[0, 0].plot([], [], **style, label=f"{algorithm} ({shape[0]} seeds x {shape[1]} lengths)")
+        seeds, lengths = scores["final return"][algorithm].shape if algorithm in scores["final return"] else (0, 0)
+        axes[0, 0].plot([], [], **style, label=f"{algorithm} ({seeds} seeds x {lengths} lengths)")
     figure.legend(loc="outside upper center", ncols=len(styles))
     return figure
 
@@ -481,17 +481,14 @@ def plot_credit_reward(credit, length, seed):
         axis.set_ylabel("step of the episode")
     figure.colorbar(mesh, ax=axes[:2], label="intrinsic reward [scaled reward]")
     last = credit[credit["global_step"] == credit["global_step"].max()]
-    for i, (_, run) in enumerate(last.groupby("seed")):
-        axes[2].plot(
-            run["time"] + 1, run["r_in_mean"], color="0.7", linewidth=1, label="single seeds" if i == 0 else None
-        )
+    for _, run in last.groupby("seed"):
+        axes[2].plot(run["time"] + 1, run["r_in_mean"], color="0.7", linewidth=1)
     mean = last.groupby("time")["r_in_mean"].mean()
-    axes[2].plot(mean.index + 1, mean, color=COLORS[1], linewidth=2.5, label="mean")
+    axes[2].plot(mean.index + 1, mean, color=COLORS[1], linewidth=2.5)
     axes[2].axhline(0, color="black", linewidth=0.8)
-    axes[2].set_title("after the last step of training", fontsize=10)
+    axes[2].set_title("at the end: every seed (grey), mean", fontsize=10)
     axes[2].set(xlabel="step of the episode", ylabel="intrinsic reward [scaled reward]")
     axes[2].grid(alpha=0.3)
-    axes[2].legend()
     figure.suptitle(f"Profile of the intrinsic reward over the episode, L = {length}", fontsize=11)
     return figure
 
@@ -534,7 +531,10 @@ def main(args):
     out = Path(args.out)
     if args.runs is not None:
         tables, settings = collect(args.runs)
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            fail(f"--out {out} cannot be made: {error.strerror}")
         for name, table in tables.items():
             write_atomically(out / name, lambda path, table=table: table.to_csv(path, index=False))
         write_atomically(out / "settings.json", lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))

@@ -105,7 +105,7 @@ def test_stopped_and_continued_is_as_if_never_stopped(benchmark, signal):
         action += "os.killpg(0, signal.SIGKILL)"
     else:  # waits for what is handed on, so that it comes at this moment
         action += f"os.kill(os.getppid(), signal.{signal})\n    "
-        action += "signal.raise_signal(signal.sigwait([signal.SIGTERM]))\n    "
+        action += "signal.raise_signal(signal.sigtimedwait([signal.SIGTERM], 60).si_signo)\n    "
         action += "signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])"
     settings = {"SEEDS": "1 2", "ALGOS": "ppo_metairn"}
     stopped = benchmark(at_checkpoint=action, WORKERS=1, **settings)
@@ -240,35 +240,45 @@ def slurm(tmp_path, monkeypatch):
         subprocess.run(["bash", ROOT / "tests" / "slurm.sh", "stop", folder], check=True)
 
 
-def test_slurm(benchmark, slurm):
+def test_slurm(benchmark, slurm, tmp_path):
     settings = {"LAUNCHER": "slurm", "LENGTHS": "2 0"}  # length 0 fails
 
-    def wait():
-        jobs = (benchmark.out / "slurm" / "jobs").read_text().strip()
-        array, figures = jobs.split(",")
-        command = ["sbatch", "--wait", "--deadline=now+15minutes", f"--dependency=afterany:{figures}"]
-        subprocess.run([*command, "--output=/dev/null", "--wrap", "true"], check=True, capture_output=True)
-        return array, (benchmark.out / "slurm" / f"{figures}.out").read_text()
+    def jobs():
+        array, figures = (benchmark.out / "slurm" / "jobs").read_text().strip().split(",")
+        return array, figures, benchmark.out / "slurm" / f"{figures}.out"
+
+    def tasks(array):
+        return len(list((benchmark.out / "slurm").glob(f"{array}_*.out")))
 
     first = benchmark(**settings)
     assert (first.returncode, first.stderr) == (0, "")
-    second = benchmark(**settings)
-    assert second.returncode == 2
-    assert "are at work in out put" in second.stderr
-    third = benchmark(**settings | {"LAUNCHER": "local"})
-    assert third.returncode == 2
-    array, figures = wait()
-    assert len(list((benchmark.out / "slurm").glob(f"{array}_*.out"))) == 4  # one run a task
-    assert "--array=1-4 " in (benchmark.out / "slurm" / "array.sh").read_text()
-    assert len(finished(benchmark.out)) == 2
-    assert "not finished: ppo_vanilla 0 1: error: " in figures
+    array, figures, report = jobs()
+    squeue = ["squeue", "--noheader", "--format=%E", f"--jobs={figures}"]
+    assert f"afterany:{array}" in subprocess.run(squeue, check=True, capture_output=True, text=True).stdout
+    for launcher in ("slurm", "local"):
+        second = benchmark(**settings | {"LAUNCHER": launcher})
+        assert second.returncode == 2
+        assert re.fullmatch(
+            "error: (Slurm jobs .* are|another benchmark, .* is) at work in out put: .*\n", second.stderr
+        )
+    wait = ["sbatch", "--wait", "--deadline=now+15minutes", f"--dependency=afterany:{figures}", "--output=/dev/null"]
+    subprocess.run([*wait, "--wrap", "true"], check=True, capture_output=True)
+    assert tasks(array) == 4  # one run each
+    assert finished(benchmark.out) == ["ppo_metairn__2__1", "ppo_vanilla__2__1"]
+    assert "not finished: ppo_vanilla 0 1: error: " in report.read_text()
+    assert "not finished: ppo_metairn 2 1" not in report.read_text()
 
-    # Another submission runs what is not finished, and continues what has a checkpoint
+    # Another submission runs what is not finished, and continues what has a checkpoint. Here sbatch waits for its job:
+    # tasks may well run before the benchmark has ended that submits them
+    (tmp_path / "sbatch").write_text(f'#!/bin/sh\nexec {shutil.which("sbatch")} --wait "$@"\n')
+    (tmp_path / "sbatch").chmod(0o755)
     (benchmark.out / "UmbrellaLength-v0__ppo_metairn__2__1" / "finished").unlink()
-    assert benchmark(**settings | {"LENGTHS": 2}).returncode == 0
-    array, figures = wait()
-    assert len(list((benchmark.out / "slurm").glob(f"{array}_*.out"))) == 1
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    last = benchmark(**settings | {"LENGTHS": 2, "PATH": path})
+    assert (last.returncode, last.stderr) == (0, "")
+    array, _, report = jobs()
+    assert tasks(array) == 1
     assert "--resume" in (benchmark.out / "logs" / "ppo_metairn__2__1.log").read_text()
-    assert "not finished" not in figures
+    assert "not finished" not in report.read_text()
     assert benchmark(OUT="local").returncode == 0
     assert numbers(benchmark.out) == numbers(benchmark.out.parent / "local")

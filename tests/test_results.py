@@ -137,6 +137,17 @@ def test_aggregates_over_lengths(tmp_path):
     assert (table["estimate"] <= table["high"]).all()
 
 
+def test_no_seed_is_complete(tmp_path):
+    """Then there are no aggregates, and all else is still drawn."""
+    write_run(tmp_path / "runs", "ppo_vanilla", 2, 1, [0, 0, 6], [0, 0, 1])
+    write_run(tmp_path / "runs", "ppo_metairn", 5, 2, [0, 0, 6], [0, 0, 1])
+    plot(tmp_path / "runs", tmp_path / "out")
+    assert pd.read_csv(tmp_path / "out" / "aggregate.csv").empty
+    assert "`ppo_metairn`, 0 seeds at every length" in (tmp_path / "out" / "aggregate.md").read_text()
+    assert pd.read_csv(tmp_path / "out" / "summary.csv")[["runs", "runs_expected"]].to_numpy().tolist() == [[1, 2]] * 2
+    assert "nan" not in (tmp_path / "out" / "wall_clock.md").read_text()
+
+
 def test_the_interval_covers_the_truth():
     """95 % intervals of the IQM of 10 normal runs should cover 0 in most of 60 repetitions; the bootstrap of so few
     runs is known to be too narrow: about 90 %. Below 47 of 60 would be 3 standard deviations under that."""
@@ -202,6 +213,9 @@ def test_bad_input(tmp_path, capsys):
     fails(capsys, "--credit-seed 2: no finished run", runs=str(runs), out=out, credit_seed=2)
     write_run(runs, "ppo_vanilla", 2, 3, [0, 5, 9], [0, 0.5, 1], gamma=0.9)
     fails(capsys, r"__3 and .*__2 differ in gamma \(0.9, None\)", runs=str(runs), out=out)
+    (tmp_path / "file").touch()
+    shutil.rmtree(runs / "UmbrellaLength-v0__ppo_vanilla__2__3")
+    fails(capsys, "--out .*file cannot be made: File exists", runs=str(runs), out=str(tmp_path / "file"))
     shutil.rmtree(runs)
     write_run(runs, "ppo_vanilla", 0, 1, [0, 5, 9], [0, 0.5, 1], env_id="CartPole-v1")
     fails(capsys, "these are runs of CartPole-v1", runs=str(runs), out=out)
@@ -266,7 +280,18 @@ def test_readme_shows_the_committed_tables():
         pd.read_csv(ROOT / "results" / "summary.csv").set_index(["chain_length", "algorithm"]).loc[50, "ppo_metairn"]
     )
     assert f"final entropy is {summary['intrinsic_attention_entropy_median']:.3f}, and ln 50 = 3.912" in README
-    assert f"comes from the intrinsic reward is {summary['intrinsic_advantage_share_median']:.2f} " in README
+    assert f"comes from the intrinsic reward is {abs(summary['intrinsic_advantage_share_median']):.2f} " in README
+    run = pd.read_csv(ROOT / "results" / "invocations.csv").iloc[0]
+    seconds = pd.read_csv(ROOT / "results" / "wall_clock.csv").groupby("algorithm")["seconds"].sum()
+    assert (run["workers"], run["finished"], run["failed"]) == (2, 100, 0)
+    assert f"100 runs took {run['seconds']} s with two at a time" in README
+    assert f"from commit {run['commit']} " in README
+    assert f"{seconds.sum() / (2 * run['seconds']):.0%} of the time is training".replace("%", " %") in README
+    assert f"start-up, {(2 * run['seconds'] - seconds.sum()) / 100:.1f} s a run" in README
+    assert f"MetaIRN takes {seconds['ppo_metairn'] / seconds['ppo_vanilla']:.1f} times as long" in README
+    hidden = pd.read_csv(ROOT / "results" / "hide_umbrella" / "evaluations.csv")
+    last = hidden[hidden["chain_length"] == 50].groupby(["algorithm", "seed"])["eval_success"].last()
+    assert f"{(last < 0.05).sum()} of the {len(last)} runs at L = 50 even end wrong in more than 95 %" in README
     for name in re.findall(r"\((results/\S+?)\)", README):
         assert (ROOT / name).exists()
 
