@@ -7,6 +7,7 @@ in the run that writes a checkpoint, through a sitecustomize module of the test.
 import fcntl
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -76,9 +77,11 @@ def test_smoke_then_nothing_is_run_again(benchmark):
     assert (first.returncode, first.stderr) == (0, "")
     lines = first.stdout.splitlines()
     assert {"LENGTHS=2 5", "SEEDS=1 2", "TOTAL_TIMESTEPS=10000", "OUT=out put", "EXTRA_ARGS="} <= set(lines)
-    commands = [line for line in lines if line.startswith(f"    {sys.executable} ")]
+    commands = [shlex.split(line) for line in lines if line.startswith("    ")]  # they can be pasted into a shell
     assert len(commands) == 8
-    assert all(r"--runs-dir out\ put" in command for command in commands)  # can be pasted into a shell
+    for executable, script, *options in commands:
+        assert (executable, Path(script).parent) == (sys.executable, ROOT)
+        assert options[-2:] == ["--runs-dir", "out put"]
     assert any(line.startswith("8 of 8 done, 0 running, 0 failed, about 0:00 left; ") for line in lines)
     assert len(finished(benchmark.out)) == 8
     for name in OUTPUTS:
