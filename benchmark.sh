@@ -9,6 +9,7 @@
 #
 # Finished runs are skipped, interrupted ones continue from their checkpoint: after Ctrl-C, a crash or a power cut the
 # same command completes the set, with the same numbers. OUT holds the run folders, logs/ and results/.
+# Settings, printed at the start: ALGOS LENGTHS SEEDS TOTAL_TIMESTEPS EXTRA_ARGS OUT WORKERS LAUNCHER PYTHON
 set -euo pipefail
 fail() { echo "error: $*" >&2 && exit 2; }
 
@@ -17,6 +18,7 @@ here=$(dirname "$0")
 mode=${1-}
 case $mode in
     '' | --report | --task) ;; # --task: one run, within a Slurm job array
+    -h | --help) sed -n '2,12s/^# \{0,1\}//p' "$0" && exit ;;
     --smoke) : "${LENGTHS:=2 5}" "${SEEDS:=1 2}" "${TOTAL_TIMESTEPS:=10000}" "${OUT:=$(mktemp -d)}" ;;
     *) fail "unknown argument $mode; there are --smoke and --report, and settings: see the head of $0" ;;
 esac
@@ -67,6 +69,7 @@ report() { # the figures of what is finished, then what is not; exit status 1 if
         echo "not finished: $run: $({ grep '[[:alnum:]]' "$log" || echo never started; } 2>/dev/null | tail -n 1) ($log)"
         status=1
     done
+    echo "figures and tables of what is finished: $OUT/results"
     exit "$status"
 }
 mkdir -p "$OUT/logs"

@@ -294,7 +294,7 @@ def summary_markdown(summary, left_out, published):
     for row in summary.itertuples():
         steps = [steps_text(getattr(row, f"steps_to_95_{q}")) for q in ("median", "q1", "q3", "max")]
         interval = interval_text(row.final_return_iqm, row.final_return_low, row.final_return_high)
-        rows.append([row.chain_length, f"`{row.algorithm}`", f"{row.runs} of {row.runs_expected}", row.solved_at_end])
+        rows.append([row.chain_length, f"`{row.algorithm}`", f"{row.runs}/{row.runs_expected}", row.solved_at_end])
         rows[-1] += [interval, row.solved_ever, "{} [{}, {}], {}".format(*steps)]
         if published:
             rows[-1].insert(5, published.get(row.chain_length, ("", ""))[row.algorithm == "ppo_metairn"])
@@ -486,7 +486,7 @@ def plot_credit_reward(credit, length, seed):
     mean = last.groupby("time")["r_in_mean"].mean()
     axes[2].plot(mean.index + 1, mean, color=COLORS[1], linewidth=2.5)
     axes[2].axhline(0, color="black", linewidth=0.8)
-    axes[2].set_title("at the end: every seed (grey), mean", fontsize=10)
+    axes[2].set_title("at the end: all seeds, mean", fontsize=10)
     axes[2].set(xlabel="step of the episode", ylabel="intrinsic reward [scaled reward]")
     axes[2].grid(alpha=0.3)
     figure.suptitle(f"Profile of the intrinsic reward over the episode, L = {length}", fontsize=11)

@@ -205,6 +205,13 @@ def test_bad_settings(benchmark, settings, message):
     assert not benchmark.out.exists()
 
 
+def test_help(benchmark):
+    process = benchmark("--help")
+    assert process.returncode == 0
+    assert process.stdout.startswith("The paper's protocol: ")
+    assert process.stdout.endswith("EXTRA_ARGS OUT WORKERS LAUNCHER PYTHON\n")
+
+
 def test_unknown_argument(benchmark):
     process = benchmark("--seed")
     assert (process.returncode, process.stderr.count("\n")) == (2, 1)

@@ -85,11 +85,9 @@ def test_known_answers(tmp_path):
     assert metairn["steps_to_95_median"] == 5_000
     assert metairn[["intrinsic_advantage_share_median", "intrinsic_attention_entropy_median"]].tolist() == [0.25, 1.5]
     text = (out / "summary.md").read_text()
-    assert "| 3 | `ppo_vanilla` | 8 of 8 | 5 | 3.50 [" in text
+    assert "| 3 | `ppo_vanilla` | 8/8 | 5 | 3.50 [" in text
     assert "| 10,000 [10,000, 10,000], never |" in text
-    assert (
-        "| 3 | `ppo_metairn` | 1 of 8 | 1 | 7.00 [no interval of one run] | 1 | 5,000 [5,000, 5,000], 5,000 |" in text
-    )
+    assert "| 3 | `ppo_metairn` | 1/8 | 1 | 7.00 [no interval of one run] | 1 | 5,000 [5,000, 5,000], 5,000 |" in text
     assert "Runs left out, for the reasons in `left_out.csv`: 7 of `ppo_metairn` at L = 3." in text
     credit = pd.read_csv(out / "credit.csv")
     assert credit["time"].tolist() == [0, 1, 2, 0, 1, 2]
@@ -281,6 +279,8 @@ def test_readme_shows_the_committed_tables():
     )
     assert f"final entropy is {summary['intrinsic_attention_entropy_median']:.3f}, and ln 50 = 3.912" in README
     assert f"comes from the intrinsic reward is {abs(summary['intrinsic_advantage_share_median']):.2f} " in README
+    for (_, statistic), rows in overall.groupby(["score", "statistic"]):  # every interval overlaps the other's
+        assert statistic.startswith("P(") or rows["low"].max() < rows["high"].min()
     run = pd.read_csv(ROOT / "results" / "invocations.csv").iloc[0]
     seconds = pd.read_csv(ROOT / "results" / "wall_clock.csv").groupby("algorithm")["seconds"].sum()
     assert (run["workers"], run["finished"], run["failed"]) == (2, 100, 0)
