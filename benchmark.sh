@@ -9,7 +9,7 @@
 #
 # Finished runs are skipped, interrupted ones continue from their checkpoint: after Ctrl-C, a crash or a power cut the
 # same command completes the set, with the same numbers. OUT holds the run folders, logs/ and results/.
-# Settings, printed at the start: ALGOS LENGTHS SEEDS TOTAL_TIMESTEPS EXTRA_ARGS OUT WORKERS LAUNCHER PYTHON
+# Settings, printed at first: ALGOS LENGTHS SEEDS TOTAL_TIMESTEPS EXTRA_ARGS METAIRN_ARGS OUT WORKERS LAUNCHER PYTHON
 set -euo pipefail
 fail() { echo "error: $*" >&2 && exit 2; }
 
@@ -23,19 +23,19 @@ case $mode in
     *) fail "unknown argument $mode; there are --smoke and --report, and settings: see the head of $0" ;;
 esac
 : "${ALGOS:=ppo_vanilla ppo_metairn}" "${LENGTHS:=2 5 10 20 50}" "${SEEDS:=1 2 3 4 5 6 7 8 9 10}"
-: "${TOTAL_TIMESTEPS:=100000}" "${EXTRA_ARGS:=}" "${OUT:=runs/benchmark}" "${LAUNCHER:=local}"
+: "${TOTAL_TIMESTEPS:=100000}" "${EXTRA_ARGS:=}" "${METAIRN_ARGS:=}" "${OUT:=runs/benchmark}" "${LAUNCHER:=local}"
 : "${WORKERS:=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)}"
 : "${PYTHON:=$([[ -x $here/.venv/bin/python ]] && echo "$here/.venv/bin/python" || echo python)}"
-settings=(ALGOS LENGTHS SEEDS TOTAL_TIMESTEPS EXTRA_ARGS OUT WORKERS LAUNCHER PYTHON)
+settings=(ALGOS LENGTHS SEEDS TOTAL_TIMESTEPS EXTRA_ARGS METAIRN_ARGS OUT WORKERS LAUNCHER PYTHON)
 for number in $LENGTHS $SEEDS "$TOTAL_TIMESTEPS" "$WORKERS"; do
     [[ $number =~ ^(0|[1-9][0-9]*)$ ]] || fail "LENGTHS, SEEDS, TOTAL_TIMESTEPS, WORKERS: $number is not a whole number"
 done
 ((WORKERS > 0)) || fail "WORKERS must be at least 1"
 [[ $LAUNCHER =~ ^(local|slurm)$ ]] || fail "LAUNCHER must be local or slurm, got $LAUNCHER"
 for algo in $ALGOS; do [[ -f $here/$algo.py ]] || fail "ALGOS: there is no $here/$algo.py"; done
-for word in $EXTRA_ARGS; do
+for word in $EXTRA_ARGS $METAIRN_ARGS; do
     [[ ! ${word//_/-} =~ ^--(seed|chain-length|total-timesteps|runs-dir|exp-name|resume|evaluate)(=|$) ]] ||
-        fail "EXTRA_ARGS must not set ${word%%=*}: the benchmark does"
+        fail "EXTRA_ARGS, METAIRN_ARGS: must not set ${word%%=*}, the benchmark does"
 done
 "$PYTHON" -c 'import importlib.util as u; [u.find_spec(x).name for x in ("torch", "tyro", "rliable")]' 2>/dev/null ||
     fail "PYTHON=$PYTHON does not find torch, tyro and rliable: pip install -r requirements.txt, or set PYTHON"
@@ -56,6 +56,7 @@ set_command() { # algorithm length seed -> command, which starts or continues th
     folder=$(run_folder "$@")
     command=("$PYTHON" "$here/$1.py" --chain-length "$2" --seed "$3")
     command+=(--total-timesteps "$TOTAL_TIMESTEPS" --eval-every 1000 --eval-episodes 100 --runs-dir "$OUT" $EXTRA_ARGS)
+    [[ $1 != ppo_metairn ]] || command+=($METAIRN_ARGS)
     [[ ! -e $folder/checkpoint.pt ]] || command=("$PYTHON" "$here/$1.py" --resume "$folder")
 }
 
@@ -83,7 +84,8 @@ lock "$([[ $mode == --task ]] && echo SH || echo EX)" ||
 if [[ $mode != --task && -s $OUT/slurm/jobs && $(squeue --noheader --jobs "$(<"$OUT/slurm/jobs")" 2>/dev/null) ]]; then
     fail "Slurm jobs $(<"$OUT/slurm/jobs") are at work in $OUT: wait for them, cancel them, or set another OUT"
 fi
-kind="TOTAL_TIMESTEPS=$TOTAL_TIMESTEPS EXTRA_ARGS=$EXTRA_ARGS code=$(cat "$here"/ppo_*.py "$here/umbrella_env.py" | cksum)"
+code=$(cat "$here"/ppo_*.py "$here/umbrella_env.py" | cksum)
+kind="TOTAL_TIMESTEPS=$TOTAL_TIMESTEPS EXTRA_ARGS=$EXTRA_ARGS METAIRN_ARGS=$METAIRN_ARGS code=$code"
 [[ -e $OUT/kind ]] || echo "$kind" >"$OUT/kind"
 [[ $(<"$OUT/kind") == "$kind" ]] || fail "$OUT holds runs of another kind ($(<"$OUT/kind")), not $kind: set another OUT"
 

@@ -134,6 +134,10 @@ class Args:
     """policy steps that one meta-gradient looks back through; must divide update_epochs * num_minibatches"""
     outer_batch: str = "same"
     """episodes of the outer loss. same: those of the inner steps; held-out: the next minibatch of the epoch"""
+    outer_gamma: float | None = None
+    """discount factor of the outer loss's extrinsic advantage (default: gamma)"""
+    outer_gae_lambda: float | None = None
+    """lambda of the outer loss's extrinsic advantage (default: gae_lambda); both 1: return minus value, far-sighted"""
 
     # Derived, in main
     batch_size: int = field(init=False, default=0)
@@ -207,6 +211,9 @@ def check_irn_args(args):
     for name in ["meta_learning_rate", "intrinsic_coef", "extrinsic_coef"]:
         if not (math.isfinite(getattr(args, name)) and getattr(args, name) >= 0):
             fail(f"{flag(name)} must be a finite number of at least 0, got {getattr(args, name)}")
+    for name in ["outer_gamma", "outer_gae_lambda"]:
+        if getattr(args, name) is not None and not 0 <= getattr(args, name) <= 1:
+            fail(f"{flag(name)} must lie in [0, 1], got {getattr(args, name)}")
     if args.intrinsic_coef == args.extrinsic_coef == 0:
         fail("--intrinsic-coef and --extrinsic-coef are both 0: the policy would have no reward to learn from")
     if args.irn_dim % args.irn_heads:
@@ -743,6 +750,8 @@ def main(args):
         args.chain_length = 0
     if args.num_steps is None:
         args.num_steps = args.chain_length * max(1, 50 // args.chain_length) if umbrella else 50
+    args.outer_gamma = args.gamma if args.outer_gamma is None else args.outer_gamma
+    args.outer_gae_lambda = args.gae_lambda if args.outer_gae_lambda is None else args.outer_gae_lambda
     args.batch_size = args.num_envs * args.num_steps
     args.num_iterations = args.total_timesteps // args.batch_size
     if args.num_iterations == 0:
@@ -842,8 +851,9 @@ def main(args):
             logprobs, _ = actor(batch.obs, batch.actions)  # [T, N]
             values, next_values = critic(batch.obs), critic(batch.next_obs)  # [T, N]
             ext_values, ext_next_values = ext_critic(batch.obs), ext_critic(batch.next_obs)  # [T, N]
+            outer_horizon = args.outer_gamma, args.outer_gae_lambda
             ext_advantages = compute_gae(
-                batch.rewards, ext_values, ext_next_values, batch.terminations, batch.dones, args.gamma, args.gae_lambda
+                batch.rewards, ext_values, ext_next_values, batch.terminations, batch.dones, *outer_horizon
             )
             ext_returns = ext_advantages + ext_values
         data = Minibatch(

@@ -49,7 +49,11 @@ def benchmark(tmp_path):
     }
 
     def run(*arguments, at_checkpoint=None, **settings):
-        env = {name: value for name, value in os.environ.items() if name not in {*small, "ALGOS", "EXTRA_ARGS"}}
+        env = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in {*small, "ALGOS", "EXTRA_ARGS", "METAIRN_ARGS"}
+        }
         env |= {name: str(value) for name, value in (small | settings).items() if value is not None}
         if at_checkpoint is not None:
             indented = "".join(f"        {line}\n" for line in at_checkpoint.splitlines())
@@ -190,8 +194,8 @@ def test_a_second_benchmark_leaves(benchmark):
         ({"TOTAL_TIMESTEPS": "1e5"}, "1e5 is not a whole number"),
         ({"WORKERS": 0}, "WORKERS must be at least 1"),
         ({"LAUNCHER": "pbs"}, "LAUNCHER must be local or slurm, got pbs"),
-        ({"EXTRA_ARGS": "--hide-umbrella --seed=4"}, "EXTRA_ARGS must not set --seed"),
-        ({"EXTRA_ARGS": "--runs_dir elsewhere"}, "EXTRA_ARGS must not set --runs_dir"),
+        ({"EXTRA_ARGS": "--hide-umbrella --seed=4"}, "EXTRA_ARGS, METAIRN_ARGS: must not set --seed"),
+        ({"METAIRN_ARGS": "--runs_dir elsewhere"}, "EXTRA_ARGS, METAIRN_ARGS: must not set --runs_dir"),
         ({"PYTHON": "false"}, "PYTHON=false does not find torch"),
     ],
 )
@@ -209,7 +213,7 @@ def test_help(benchmark):
     process = benchmark("--help")
     assert process.returncode == 0
     assert process.stdout.startswith("The paper's protocol: ")
-    assert process.stdout.endswith("EXTRA_ARGS OUT WORKERS LAUNCHER PYTHON\n")
+    assert process.stdout.endswith("EXTRA_ARGS METAIRN_ARGS OUT WORKERS LAUNCHER PYTHON\n")
 
 
 def test_unknown_argument(benchmark):
@@ -220,7 +224,7 @@ def test_unknown_argument(benchmark):
 
 def test_runs_of_another_kind_are_not_mixed(benchmark):
     assert benchmark(ALGOS="ppo_vanilla", TOTAL_TIMESTEPS=1000).returncode == 0
-    for settings in ({"TOTAL_TIMESTEPS": 2000}, {"TOTAL_TIMESTEPS": 1000, "EXTRA_ARGS": "--gamma 0.9"}):
+    for settings in ({"TOTAL_TIMESTEPS": 2000}, {"TOTAL_TIMESTEPS": 1000, "METAIRN_ARGS": "--irn mlp"}):
         process = benchmark(ALGOS="ppo_vanilla", **settings)
         assert (process.returncode, process.stderr.count("\n")) == (2, 1)
         assert "holds runs of another kind" in process.stderr

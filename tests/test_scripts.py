@@ -199,6 +199,24 @@ def test_the_intrinsic_reward_reaches_the_policy(cli, tmp_path):
     assert max((actors[0][name] - actors[1][name]).abs().max() for name in actors[0]) > 1e-4
 
 
+def test_inner_and_outer_horizon(cli, monkeypatch):
+    """The inner step sees gamma and lambda, the extrinsic advantage, once an iteration, those of the outer loss."""
+    calls, compute_gae = [], ppo_metairn.compute_gae
+
+    def recorded(rewards, *args):
+        calls.append((*args[-2:], rewards.requires_grad))  # only the inner step's rewards depend on the IRN
+        return compute_gae(rewards, *args)
+
+    monkeypatch.setattr(ppo_metairn, "compute_gae", recorded)
+    flags = [*TINY, "--chain-length", 4, "--gamma", 0.9, "--gae-lambda", 0.8, "--total-timesteps", 32 * 2]
+    cli(ppo_metairn, *flags, "--outer-gamma", 1, "--outer-gae-lambda", 0.7, "--exp-name", "apart")
+    assert {call for call in calls if call[2]} == {(0.9, 0.8, True)}
+    assert calls.count((1.0, 0.7, False)) == 2
+    calls.clear()
+    cli(ppo_metairn, *flags)
+    assert {call[:2] for call in calls} == {(0.9, 0.8)}
+
+
 def test_the_irn_moves_at_its_learning_rate(cli, tmp_path, monkeypatch):
     """Meta-gradients are tiny: Adam's usual epsilon of 1e-5 would all but stop the intrinsic reward network."""
     networks = []
@@ -445,6 +463,7 @@ def test_bad_input(script, cli, tmp_path, capsys, flags, named):
         (["--inner-steps", 3], "--inner-steps 3 must divide"),
         (["--outer-batch", "other"], "--outer-batch must be same or held-out"),
         (["--inner-steps", 4, "--outer-batch", "held-out"], "leave one over"),
+        (["--outer-gamma", 1.1], "--outer-gamma must lie in [0, 1]"),
     ],
     ids=lambda x: " ".join(map(str, x)) if isinstance(x, list) else "",
 )
