@@ -303,6 +303,19 @@ def test_what_the_readme_says_of_earlier_defaults():
     assert [int((unsolved["defaults"] == n).sum()) for n in (1, 2, 3, 4)] == [1, 0, 2, 0]
 
 
+def test_what_the_readme_says_of_tuning_with_the_umbrella_hidden():
+    tuning = pd.read_csv(ROOT / "results" / "tuning_hide_umbrella.csv")
+    assert tuning["seed"].between(101, 120).all()
+    far = tuning[(tuning["outer_gae_lambda"] == 1) & (tuning["gae_lambda"] < 1)]
+    slow = far[far["meta_learning_rate"] <= 1e-3]
+    assert f"1e-3 and less, {np.isfinite(slow['first_95_step']).sum()} of {len(slow)} runs were ever solved" in README
+    fast = far[(far["meta_learning_rate"] == 1e-2) & (far["learning_rate"] == 4e-3) & (far["intrinsic_coef"] == 1)]
+    fast = fast[(fast["extrinsic_coef"] == 1) & fast["target_kl"].isna()]
+    mlp, attention = (np.isfinite(fast[fast["irn"] == irn]["first_95_step"]) for irn in ("mlp", "attention"))
+    said = f"solved {mlp.sum()} of {len(mlp)} seeds where attention solved {attention.sum()} of {len(attention)}."
+    assert said in README
+
+
 def test_readme_lists_every_option_with_its_default():
     rows = dict(re.findall(r"^\| `--([\w-]+)` \| (.*?) \|", README, flags=re.MULTILINE))
     for args in (ppo_vanilla.Args(), ppo_metairn.Args()):
