@@ -292,6 +292,29 @@ def test_readme_shows_the_committed_tables():
     hidden = pd.read_csv(ROOT / "results" / "hide_umbrella" / "evaluations.csv")
     last = hidden[hidden["chain_length"] == 50].groupby(["algorithm", "seed"])["eval_success"].last()
     assert f"{(last < 0.05).sum()} of the {len(last)} runs at L = 50 even end wrong in more than 95 %" in README
+    folder = ROOT / "results" / "hide_umbrella_far_sighted"
+    summary = pd.read_csv(folder / "summary.csv").set_index(["chain_length", "algorithm"])
+    metairn, vanilla = summary.loc[50, "ppo_metairn"], summary.loc[50, "ppo_vanilla"]
+    said = f"{metairn['solved_ever']:.0f} of 10 runs get to 95 % ({metairn['solved_at_end']:.0f} are there at the end)"
+    assert f"{said}, against {vanilla['solved_ever']:.0f} of 10" in README
+    said = [plot_results.interval_text(*row.filter(like="final_return")) for row in (metairn, vanilla)]
+    assert f"{said[0]} against {said[1]}." in README
+    assert metairn["final_return_low"] > vanilla["final_return_high"]
+    solved = summary.loc[20]["solved_at_end"]
+    assert solved["ppo_vanilla"] == 10
+    assert f"MetaIRN {solved['ppo_metairn']} at the end" in README
+    credit = pd.read_csv(folder / "credit.csv")
+    last = credit[(credit["chain_length"] == 50) & (credit["global_step"] == credit["global_step"].max())]
+    attention = last.set_index(["seed", "time"])["first_step_attention"].unstack("time")
+    assert attention.index[attention[49] > 0.5].tolist() == [1, 9, 10]
+    assert attention.index[attention[0] > 0.5].tolist() == [2, 4, 7]
+    runs = pd.read_csv(folder / "evaluations.csv").query("algorithm == 'ppo_metairn' and chain_length == 50")
+    assert set(runs[runs["eval_success"] >= plot_results.SOLVED]["seed"]) & {1, 9, 10, 2, 4, 7} == {9, 10}
+    tables = [pd.read_csv(ROOT / "results" / name / "summary.csv") for name in (".", "fresh_seeds")]
+    assert sum(table["solved_at_end"].sum() for table in tables) == 200
+    undiscounted = pd.read_csv(ROOT / "results" / "hide_umbrella_undiscounted" / "summary.csv")
+    assert undiscounted.query("chain_length == 50")["solved_ever"].tolist() == [9, 9]
+    assert 175 < last.groupby("seed")["r_in_mean"].mean().abs().max() < 185
     for name in re.findall(r"\((results/\S+?)\)", README):
         assert (ROOT / name).exists()
 
