@@ -262,8 +262,8 @@ def test_committed_tables_are_recomputed_from_the_committed_csv_files(tmp_path, 
         assert (tmp_path / name).read_text() == (folder / name).read_text()
     counts = pd.read_csv(folder / "evaluations.csv").groupby(["algorithm", "chain_length"])["seed"].nunique()
     left_out = pd.read_csv(folder / "left_out.csv")
-    assert len(counts) == 10
-    assert counts.sum() + len(left_out) == 100  # all seeds, the failed ones too
+    assert len(counts) == (2 if folder.name == "hide_umbrella_near_sighted" else 10)
+    assert counts.sum() + len(left_out) == 10 * len(counts)  # all seeds, the failed ones too
 
 
 def test_readme_shows_the_committed_tables():
