@@ -329,9 +329,9 @@ def wall_clock_markdown(clock, algorithms):
 
 
 def assign_styles(algorithms):
-    """{algorithm: colour and marker}; the baseline comes first, in blue"""
-    order = sorted(algorithms, key=lambda a: (a != "ppo_vanilla", a))
-    return {a: {"color": COLORS[i % 4], "marker": MARKERS[i % 4]} for i, a in enumerate(order)}
+    """{algorithm: colour and marker}; the two scripts come first and keep theirs, whichever is there"""
+    order = ["ppo_vanilla", "ppo_metairn", *sorted(set(algorithms) - {"ppo_vanilla", "ppo_metairn"})]
+    return {a: {"color": COLORS[i % 4], "marker": MARKERS[i % 4]} for i, a in enumerate(order) if a in algorithms}
 
 
 def plot_learning(learning, counts, styles, published):

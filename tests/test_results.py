@@ -303,6 +303,10 @@ def test_readme_shows_the_committed_tables():
     solved = summary.loc[20]["solved_at_end"]
     assert solved["ppo_vanilla"] == 10
     assert f"MetaIRN {solved['ppo_metairn']} at the end" in README
+    near = pd.read_csv(ROOT / "results" / "hide_umbrella_near_sighted" / "summary.csv").set_index("chain_length")
+    assert f"{near.loc[50, 'solved_ever']} of 10 instead of {metairn['solved_ever']:.0f} of 10 at L = 50" in README
+    assert f"matter {near.loc[50, 'solved_ever']} or {metairn['solved_ever']:.0f} of 10" in README
+    assert near.loc[20, "solved_at_end"] == 10
     credit = pd.read_csv(folder / "credit.csv")
     last = credit[(credit["chain_length"] == 50) & (credit["global_step"] == credit["global_step"].max())]
     attention = last.set_index(["seed", "time"])["first_step_attention"].unstack("time")
