@@ -62,19 +62,22 @@ set_command() { # algorithm length seed -> command, which starts or continues th
 
 report() { # the figures of what is finished, then what is not; exit status 1 if anything is missing
     local status=0 run log
-    "$PYTHON" "$here/plot_results.py" --runs "$OUT" --out "$OUT/results" || status=1
-    [[ ! -e $OUT/invocations.csv ]] || cp "$OUT/invocations.csv" "$OUT/results/"
+    if "$PYTHON" "$here/plot_results.py" --runs "$OUT" --out "$OUT/results"; then
+        [[ ! -e $OUT/invocations.csv ]] || cp "$OUT/invocations.csv" "$OUT/results/"
+        echo "figures and tables of what is finished: $OUT/results"
+    else
+        status=1
+    fi
     for run in "${runs[@]}"; do
         [[ ! -e $(run_folder $run)/finished ]] || continue
         log=$OUT/logs/${run// /__}.log
         echo "not finished: $run: $({ grep '[[:alnum:]]' "$log" || echo never started; } 2>/dev/null | tail -n 1) ($log)"
         status=1
     done
-    echo "figures and tables of what is finished: $OUT/results"
     exit "$status"
 }
-mkdir -p "$OUT/logs"
 [[ $mode != --report ]] || report
+mkdir -p "$OUT/logs"
 
 # Only one benchmark at a time in OUT (many tasks of a job array), and only of one kind
 lock() { "$PYTHON" -c "import fcntl; fcntl.flock(9, fcntl.LOCK_$1 | fcntl.LOCK_NB)" 2>/dev/null; } # shared or exclusive

@@ -209,6 +209,21 @@ def test_bad_settings(benchmark, settings, message):
     assert not benchmark.out.exists()
 
 
+def test_report_runs_nothing(benchmark):
+    nothing = benchmark("--report")
+    assert (nothing.returncode, nothing.stderr) == (1, "error: there is no finished run in out put\n")
+    assert "not finished: ppo_metairn 2 1: never started" in nothing.stdout
+    assert "figures and tables" not in nothing.stdout
+    assert not benchmark.out.exists()
+    assert benchmark(ALGOS="ppo_vanilla").returncode == 0
+    before = {path.stat().st_mtime_ns for path in benchmark.out.glob("*/progress.csv")}
+    partial = benchmark("--report")
+    assert partial.returncode == 1
+    assert "not finished: ppo_metairn 2 1: never started" in partial.stdout
+    assert "figures and tables of what is finished: out put/results" in partial.stdout
+    assert {path.stat().st_mtime_ns for path in benchmark.out.glob("*/progress.csv")} == before
+
+
 def test_help(benchmark):
     process = benchmark("--help")
     assert process.returncode == 0
