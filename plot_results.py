@@ -7,7 +7,7 @@
 With --runs, OUT gets what the run folders hold:
     evaluations.csv     one row per evaluation of every finished run
     credit.csv          mean r_in, and what the first step attends to; by run, 20 evaluations, and time in the episode
-    wall_clock.csv      steps/s and seconds of every finished run (the only one of these that differs between repetitions)
+    wall_clock.csv      steps/s and seconds of every finished run (the only one of these that differs when repeated)
     left_out.csv        the runs that are missing, unfinished or not finite, and why; they are in no other file
     settings.json       the options that the runs of each algorithm have in common
 and always what follows from these:
