@@ -70,6 +70,8 @@ class Args:
     """Umbrella only: number of random bits in the observation (default: the environment's)"""
     hide_umbrella: bool = False
     """Umbrella only: the observation never shows whether the umbrella was taken"""
+    invert_umbrella: bool = False
+    """Umbrella only: the opposite of the right first action is right"""
 
     # The algorithm
     total_timesteps: int = 100_000
@@ -173,7 +175,7 @@ def make_envs(args, num_envs):
     try:
         umbrella = args.env_id.startswith("umbrella_env:")
         if umbrella:
-            kwargs = {"chain_length": args.chain_length, "hide_umbrella": args.hide_umbrella}
+            kwargs = {name: getattr(args, name) for name in ("chain_length", "hide_umbrella", "invert_umbrella")}
             kwargs |= {} if args.n_distractor is None else {"n_distractor": args.n_distractor}
             envs = gym.make_vec(args.env_id, num_envs, "vector_entry_point", **kwargs)
         else:

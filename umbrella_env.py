@@ -53,15 +53,28 @@ class UmbrellaEnv(gym.Env):
     reward nothing tells what was done. A critic can then no longer shorten the delay by bootstrapping from
     V(s_1), while the policy needs no memory still: the best first action depends on `need` alone.
 
+    invert_umbrella=True is not in bsuite: the final reward is then paid if have != need. What earns the reward is the
+    same as ever, what is right is the opposite: a policy that is carried over starts at 0 % success, a credit assignment
+    that is carried over is still right. Observations, random draws and all else stay as they are.
+
     Raises ValueError for illegal arguments or actions, gymnasium.error.ResetNeeded for a step outside an episode.
     """
 
     metadata = {"render_modes": []}
 
-    def __init__(self, chain_length=50, n_distractor=0, noise_reward=0.1, final_reward=10.0, hide_umbrella=False):
+    def __init__(
+        self,
+        chain_length=50,
+        n_distractor=0,
+        noise_reward=0.1,
+        final_reward=10.0,
+        hide_umbrella=False,
+        invert_umbrella=False,
+    ):
         check_arguments(chain_length, n_distractor, noise_reward, final_reward)
         self.chain_length, self.n_distractor = chain_length, n_distractor
-        self.noise_reward, self.final_reward, self.hide_umbrella = noise_reward, final_reward, hide_umbrella
+        self.noise_reward, self.final_reward = noise_reward, final_reward
+        self.hide_umbrella, self.invert_umbrella = hide_umbrella, invert_umbrella
         self.observation_space = gym.spaces.Box(0.0, 1.0, (3 + n_distractor,), np.float32)
         self.action_space = gym.spaces.Discrete(2)
         self.timestep = chain_length  # outside an episode until the first reset
@@ -84,7 +97,7 @@ class UmbrellaEnv(gym.Env):
         if self.timestep < self.chain_length:
             reward = self.noise_reward * (2.0 * self.np_random.integers(2) - 1.0)
             return self._observation(), float(reward), False, False, {}
-        success = bool(self.have == self.need)
+        success = bool((self.have == self.need) != self.invert_umbrella)
         reward = self.final_reward if success else -self.final_reward
         return self._observation(), float(reward), True, False, {"regret": 0.0 if success else 2.0, "success": success}
 
@@ -112,14 +125,22 @@ class UmbrellaVectorEnv(gym.vector.VectorEnv):
     metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}
 
     def __init__(
-        self, num_envs=1, chain_length=50, n_distractor=0, noise_reward=0.1, final_reward=10.0, hide_umbrella=False
+        self,
+        num_envs=1,
+        chain_length=50,
+        n_distractor=0,
+        noise_reward=0.1,
+        final_reward=10.0,
+        hide_umbrella=False,
+        invert_umbrella=False,
     ):
         check_arguments(chain_length, n_distractor, noise_reward, final_reward)
         if not isinstance(num_envs, int | np.integer) or num_envs < 1:
             raise ValueError(f"num_envs must be an integer of at least 1, got {num_envs!r}")
         self.num_envs = num_envs
         self.chain_length, self.n_distractor = chain_length, n_distractor
-        self.noise_reward, self.final_reward, self.hide_umbrella = noise_reward, final_reward, hide_umbrella
+        self.noise_reward, self.final_reward = noise_reward, final_reward
+        self.hide_umbrella, self.invert_umbrella = hide_umbrella, invert_umbrella
         self.single_observation_space = gym.spaces.Box(0.0, 1.0, (3 + n_distractor,), np.float32)
         self.single_action_space = gym.spaces.Discrete(2)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -146,7 +167,7 @@ class UmbrellaVectorEnv(gym.vector.VectorEnv):
             rewards = self.noise_reward * (2.0 * self._coins(self.num_envs) - 1.0)  # [N]
             no = np.zeros(self.num_envs, bool)
             return self._observations(), rewards, no, no.copy(), {}
-        success = self.have == self.need  # [N]
+        success = (self.have == self.need) != self.invert_umbrella  # [N]
         rewards = np.where(success, float(self.final_reward), -float(self.final_reward))
         yes = np.ones(self.num_envs, bool)
         final_obs = np.empty(self.num_envs, object)
