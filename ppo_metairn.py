@@ -18,16 +18,15 @@ References, beside those of ppo_vanilla.py:
 """
 
 import copy
-import csv
 import importlib.util
-import io
 import json
 import math
 import os
 import signal
 import sys
 import time
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,213 +45,58 @@ from tqdm import tqdm
 
 @dataclass
 class Args:
-    exp_name: str = "ppo_metairn"
-    """the name of this experiment, part of the run folder's name"""
-    seed: int = 1
-    """seed of everything: networks, actions, minibatches, training and evaluation environments"""
-    cuda: bool = False
-    """run the networks on the GPU; off by default: they are so small that one CPU thread is faster"""
-    track: bool = False
-    """mirror the run to Weights & Biases (needs `pip install wandb`)"""
-    wandb_project_name: str = "metairn"
-    """the Weights & Biases project"""
-    wandb_entity: str | None = None
-    """the Weights & Biases team"""
-    runs_dir: str = "runs"
-    """where run folders are made: RUNS_DIR/{env}__{exp_name}__{chain_length}__{seed}"""
-    resume: str | None = None
-    """continue the run in this folder, with the arguments stored there"""
-    evaluate: str | None = None
-    """train nothing: evaluate the agent in this run folder for --eval-episodes episodes"""
-    eval_every: int = 5_000
-    """environment steps between evaluations (and checkpoints)"""
-    eval_episodes: int = 20
-    """episodes of one evaluation; actions are sampled, as in training"""
+    exp_name: str = "ppo_metairn"  # the name of this experiment, part of the run folder's name
+    seed: int = 1  # seed of everything: networks, actions, minibatches, training and evaluation environments
+    cuda: bool = False  # run the networks on the GPU; off: they are so small that one CPU thread is faster
+    track: bool = False  # mirror the run to Weights & Biases (needs `pip install wandb`)
+    runs_dir: str = "runs"  # where run folders are made: RUNS_DIR/{env}__{exp_name}__{chain_length}__{seed}
+    resume: str | None = None  # continue the run in this folder, with the arguments stored there
+    evaluate: str | None = None  # train nothing: evaluate the agent in this run folder for --eval-episodes episodes
+    eval_every: int = 5_000  # environment steps between evaluations (and checkpoints)
+    eval_episodes: int = 20  # episodes of one evaluation; actions are sampled, as in training
 
     # The task
-    env_id: str = "umbrella_env:UmbrellaLength-v0"
-    """the environment: flat Box observation, Discrete or flat Box action"""
-    chain_length: int = 50
-    """Umbrella only: the episode's length"""
-    n_distractor: int | None = None
-    """Umbrella only: number of random bits in the observation (default: the environment's)"""
-    hide_umbrella: bool = False
-    """Umbrella only: the observation never shows whether the umbrella was taken"""
-    invert_umbrella: bool = False
-    """Umbrella only: the opposite of the right first action is right"""
+
+    env_id: str = "umbrella_env:UmbrellaLength-v0"  # flat Box observation, Discrete or flat Box action
+    chain_length: int = 50  # Umbrella only: the episode's length
+    n_distractor: int | None = None  # Umbrella only: random bits in the observation (default: the environment's)
+    hide_umbrella: bool = False  # Umbrella only: the observation never shows whether the umbrella was taken
+    invert_umbrella: bool = False  # Umbrella only: the opposite of the right first action is right
 
     # The algorithm
-    total_timesteps: int = 100_000
-    """environment steps of the whole run"""
-    learning_rate: float = 4e-3
-    """Adam's step size, for actor and critic"""
-    num_envs: int = 20
-    """parallel environments"""
-    num_steps: int | None = None
-    """steps of each environment per rollout (default: 50; on Umbrella as many whole episodes as fit in 50)"""
-    anneal_lr: bool = True
-    """lower the learning rate linearly to 0 over the run"""
-    gamma: float = 0.99
-    """discount factor"""
-    gae_lambda: float = 0.95
-    """lambda of generalized advantage estimation"""
-    num_minibatches: int = 4
-    """minibatches per epoch; each holds whole environments, so it must divide num_envs"""
-    update_epochs: int = 4
-    """passes over a rollout"""
-    norm_adv: bool = True
-    """normalize advantages in each minibatch"""
-    clip_coef: float = 0.3
-    """clipping range of the probability ratio; 0.2 left more failures near the solution, see README.md"""
-    clip_vloss: bool = False
-    """clip the value loss too; off: it would let the critic move by no more than clip_coef per rollout"""
-    ent_coef: float = 0.0
-    """weight of the entropy bonus; 0: Umbrella is learned before exploration runs out"""
-    vf_coef: float = 0.5
-    """weight of the value loss"""
-    max_grad_norm: float = 0.5
-    """gradient-norm limit, for actor and critic each on its own"""
-    target_kl: float | None = None
-    """stop an update after the epoch in which the approximate KL divergence exceeds this"""
-    reward_scale: float = 0.1
-    """rewards are multiplied by this before learning, so that the critic's targets are near 1 (logs are not scaled)"""
+
+    total_timesteps: int = 100_000  # environment steps of the whole run
+    learning_rate: float = 4e-3  # Adam's step size, for actor and critic
+    num_envs: int = 20  # parallel environments
+    num_steps: int | None = None  # of each per rollout (default: 50; on Umbrella as many whole episodes as fit in 50)
+    anneal_lr: bool = True  # lower the learning rate linearly to 0 over the run
+    gamma: float = 0.99  # discount factor
+    gae_lambda: float = 0.95  # lambda of generalized advantage estimation
+    num_minibatches: int = 4  # per epoch; each holds whole environments, so it must divide num_envs
+    update_epochs: int = 4  # passes over a rollout
+    norm_adv: bool = True  # normalize advantages in each minibatch
+    clip_coef: float = 0.3  # clipping range of the probability ratio; 0.2 left more failures near the solution
+    clip_vloss: bool = False  # clip the value loss too; off: the critic could move by no more than clip_coef a rollout
+    ent_coef: float = 0.0  # weight of the entropy bonus; 0: Umbrella is learned before exploration runs out
+    vf_coef: float = 0.5  # weight of the value loss
+    max_grad_norm: float = 0.5  # gradient-norm limit, for actor and critic each on its own
+    target_kl: float | None = None  # end an update after the epoch whose approximate KL divergence exceeds this
+    reward_scale: float = 0.1  # rewards times this are learned from, so that returns are near 1 (logs: not scaled)
 
     # The intrinsic reward
-    irn: str = "attention"
-    """attention: reads the whole episode (SAIR, MetaIRN); mlp: reads one state and action (LIRPG)"""
-    irn_dim: int = 32
-    """width of the intrinsic reward network"""
-    irn_heads: int = 1
-    """attention heads; must divide irn_dim"""
-    irn_layers: int = 1
-    """self-attention layers"""
-    meta_learning_rate: float = 1e-4
-    """Adam's step size for the intrinsic reward network"""
-    intrinsic_coef: float = 0.3
-    """weight of the intrinsic reward in the policy's reward"""
-    extrinsic_coef: float = 1.0
-    """weight of the extrinsic reward there; 0: the policy learns from the intrinsic reward alone"""
-    inner_steps: int = 1
-    """policy steps that one meta-gradient looks back through; must divide update_epochs * num_minibatches"""
-    outer_batch: str = "same"
-    """episodes of the outer loss. same: those of the inner steps; held-out: the next minibatch of the epoch"""
-    outer_gamma: float | None = None
-    """discount factor of the outer loss's extrinsic advantage (default: gamma)"""
-    outer_gae_lambda: float | None = None
-    """lambda of the outer loss's extrinsic advantage (default: gae_lambda); both 1: return minus value, far-sighted"""
 
-    # Derived, in main
-    batch_size: int = field(init=False, default=0)
-    """num_envs * num_steps"""
-    num_iterations: int = field(init=False, default=0)
-    """total_timesteps // batch_size"""
-
-
-FREE_ON_RESUME = {"resume", "evaluate", "runs_dir", "cuda", "track", "wandb_project_name", "wandb_entity"}
-
-
-def fail(message):
-    """Ends the program over something the user can mend: one line, exit status 2."""
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
-
-
-def parse_args():
-    """Args from the command line; with --resume or --evaluate, on top of those stored in the run folder."""
-    args = tyro.cli(Args, description=__doc__)
-    folder = args.resume or args.evaluate
-    if folder is None:
-        return args
-    try:
-        stored = Args(**json.loads(Path(folder, "args.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        fail(f"{folder} is not a run folder of this script: cannot read its args.json ({error})")
-    args = tyro.cli(Args, description=__doc__, default=stored)
-    if args.resume and args.evaluate:
-        fail("--resume and --evaluate exclude each other")
-    kept = [f.name for f in fields(Args) if f.init and f.name not in FREE_ON_RESUME]
-    for name in kept if args.resume else []:
-        if getattr(args, name) != getattr(stored, name):
-            fail(f"{flag(name)} is {getattr(stored, name)} in {folder} and cannot change with --resume: leave it out")
-    return args
-
-
-def flag(name):
-    return "--" + name.replace("_", "-")
-
-
-def check_args(args):
-    """Fails, naming the flag, on values that no run could use."""
-    for name in ["eval_every", "eval_episodes", "total_timesteps", "num_envs", "num_minibatches", "update_epochs"]:
-        if getattr(args, name) < 1:
-            fail(f"{flag(name)} must be at least 1, got {getattr(args, name)}")
-    for name in ["seed", "learning_rate", "clip_coef", "ent_coef", "vf_coef", "max_grad_norm", "reward_scale"]:
-        if not (math.isfinite(getattr(args, name)) and getattr(args, name) >= 0):
-            fail(f"{flag(name)} must be a finite number of at least 0, got {getattr(args, name)}")
-    for name in ["gamma", "gae_lambda"]:
-        if not 0 <= getattr(args, name) <= 1:
-            fail(f"{flag(name)} must lie in [0, 1], got {getattr(args, name)}")
-    if args.num_steps is not None and args.num_steps < 2:
-        fail(f"--num-steps must be at least 2, got {args.num_steps}")  # one advantage cannot be normalized
-    if args.num_envs % args.num_minibatches:
-        fail(f"--num-minibatches {args.num_minibatches} must divide --num-envs {args.num_envs}: it splits environments")
-    if args.track and importlib.util.find_spec("wandb") is None:
-        fail("--track needs Weights & Biases: pip install wandb")
-    if args.cuda and not torch.cuda.is_available():
-        fail("--cuda: no CUDA device is available; leave the flag out to run on the CPU")
-
-
-def check_irn_args(args):
-    """Fails, naming the flag, on values of the intrinsic reward's arguments that no run could use."""
-    for name, choices in [("irn", ["attention", "mlp"]), ("outer_batch", ["same", "held-out"])]:
-        if getattr(args, name) not in choices:
-            fail(f"{flag(name)} must be {' or '.join(choices)}, got {getattr(args, name)}")
-    for name in ["irn_dim", "irn_heads", "irn_layers", "inner_steps"]:
-        if getattr(args, name) < 1:
-            fail(f"{flag(name)} must be at least 1, got {getattr(args, name)}")
-    for name in ["meta_learning_rate", "intrinsic_coef", "extrinsic_coef"]:
-        if not (math.isfinite(getattr(args, name)) and getattr(args, name) >= 0):
-            fail(f"{flag(name)} must be a finite number of at least 0, got {getattr(args, name)}")
-    for name in ["outer_gamma", "outer_gae_lambda"]:
-        if getattr(args, name) is not None and not 0 <= getattr(args, name) <= 1:
-            fail(f"{flag(name)} must lie in [0, 1], got {getattr(args, name)}")
-    if args.intrinsic_coef == args.extrinsic_coef == 0:
-        fail("--intrinsic-coef and --extrinsic-coef are both 0: the policy would have no reward to learn from")
-    if args.irn_dim % args.irn_heads:
-        fail(f"--irn-heads {args.irn_heads} must divide --irn-dim {args.irn_dim}")
-    total = args.update_epochs * args.num_minibatches
-    if total % args.inner_steps:
-        fail(f"--inner-steps {args.inner_steps} must divide update_epochs * num_minibatches = {total}")
-    splits = args.num_minibatches % args.inner_steps == 0 and args.inner_steps < args.num_minibatches
-    if args.outer_batch == "held-out" and not splits:
-        fail(f"--outer-batch held-out: --inner-steps {args.inner_steps} must divide num_minibatches and leave one over")
-
-
-def make_envs(args, num_envs):
-    """Environments with SAME_STEP autoreset (no dead transitions, true last observation); whether they are Umbrella."""
-    try:
-        umbrella = args.env_id.startswith("umbrella_env:")
-        if umbrella:
-            kwargs = {name: getattr(args, name) for name in ("chain_length", "hide_umbrella", "invert_umbrella")}
-            kwargs |= {} if args.n_distractor is None else {"n_distractor": args.n_distractor}
-            envs = gym.make_vec(args.env_id, num_envs, "vector_entry_point", **kwargs)
-        else:
-            envs = gym.make_vec(args.env_id, num_envs, "sync", {"autoreset_mode": AutoresetMode.SAME_STEP})
-    except (gym.error.Error, ImportError, ValueError) as error:
-        fail(f"--env-id {args.env_id}: {str(error).splitlines()[0]}")
-    obs_space, action_space = envs.single_observation_space, envs.single_action_space
-    if not (isinstance(obs_space, gym.spaces.Box) and len(obs_space.shape) == 1):
-        fail(f"--env-id {args.env_id}: the observation space must be a flat Box, got {obs_space}")
-    discrete = isinstance(action_space, gym.spaces.Discrete) and action_space.start == 0
-    if not discrete and not (isinstance(action_space, gym.spaces.Box) and len(action_space.shape) == 1):
-        fail(f"--env-id {args.env_id}: the action space must be Discrete from 0 or a flat Box, got {action_space}")
-    return gym.wrappers.vector.RecordEpisodeStatistics(envs), umbrella
-
-
-def random_seeds(args, stream, index=0, count=1):
-    """`count` seeds for a named stream of the run; neither other streams nor runs with neighbouring seeds share any."""
-    stream = ["train", "eval", "evaluate", "resume"].index(stream)
-    return [int(s) for s in np.random.SeedSequence([args.seed, stream, index]).generate_state(count)]
+    irn: str = "attention"  # attention: reads the whole episode (SAIR, MetaIRN); mlp: one state and action (LIRPG)
+    meta_learning_rate: float = 1e-4  # Adam's step size for the intrinsic reward network
+    intrinsic_coef: float = 0.3  # weight of the intrinsic reward in the policy's reward
+    extrinsic_coef: float = 1.0  # weight of the extrinsic reward there; 0: only the intrinsic reward is learned from
+    inner_steps: int = (
+        1  # policy steps that a meta-gradient looks back through; divides update_epochs * num_minibatches
+    )
+    outer_batch: str = (
+        "same"  # of the outer loss. same: the inner steps' episodes; held-out: the epoch's next minibatch
+    )
+    outer_gamma: float | None = None  # discount factor of the outer loss's extrinsic advantage (default: gamma)
+    outer_gae_lambda: float | None = None  # its lambda (default: gae_lambda); both 1: return minus value, far-sighted
 
 
 def layer_init(layer, std=2**0.5, bias_const=0.0):
@@ -333,22 +177,22 @@ class IntrinsicRewardNetwork(nn.Module):
     observation and action.
     """
 
-    def __init__(self, obs_dim, action_space, kind, dim, heads, layers):
+    def __init__(self, obs_dim, action_space, kind, dim=32):
         super().__init__()
-        self.kind, self.heads = kind, heads
+        self.kind = kind
         self.num_actions = int(action_space.n) if isinstance(action_space, gym.spaces.Discrete) else None
         action_dim = self.num_actions or action_space.shape[0]
         if kind == "mlp":
             self.net = make_mlp(obs_dim + action_dim, 1, std=0.01)
         else:
             self.embed = layer_init(nn.Linear(obs_dim + action_dim + 2, dim), std=1.0)
-            self.qkv = nn.ModuleList(layer_init(nn.Linear(dim, 3 * dim), std=1.0) for _ in range(layers))
-            self.out = nn.ModuleList(layer_init(nn.Linear(dim, dim), std=1.0) for _ in range(layers))
+            self.qkv = layer_init(nn.Linear(dim, 3 * dim), std=1.0)
+            self.out = layer_init(nn.Linear(dim, dim), std=1.0)
             self.head = layer_init(nn.Linear(dim, 1), std=0.01)
 
     def forward(self, obs, actions, rewards, dones):
         """obs [T, N, obs_dim], actions [T, N] or [T, N, action_dim], rewards and dones [T, N] -> r_in [T, N], and the
-        last layer's attention [N, heads, T, T] (row: the step that attends; mlp: every step to itself)."""
+        attention [N, 1, T, T] (row: the step that attends; mlp: every step to itself)."""
         T, N = rewards.shape
         if self.num_actions:
             actions = nn.functional.one_hot(actions, self.num_actions).to(rewards.dtype)  # [T, N, num_actions]
@@ -358,13 +202,12 @@ class IntrinsicRewardNetwork(nn.Module):
         episode, time = episodes_and_times(dones)  # [T, N]
         x = torch.cat([obs, actions, rewards.unsqueeze(-1), time.log1p().unsqueeze(-1)], -1)  # [T, N, features]
         x = self.embed(x.transpose(0, 1)).tanh()  # [N, T, dim]
-        others = episode.T[:, None, :, None] != episode.T[:, None, None, :]  # [N, 1, T, T]
-        for qkv, out in zip(self.qkv, self.out, strict=True):
-            q, k, v = qkv(x).view(N, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # [N, heads, T, dim / heads] each
-            scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # [N, heads, T, T]
-            attention = scores.masked_fill(others, -math.inf).softmax(-1)
-            x = x + out((attention @ v).transpose(1, 2).flatten(2))  # [N, T, dim]
-        return self.head(x).squeeze(-1).T, attention
+        others = episode.T[:, :, None] != episode.T[:, None, :]  # [N, T, T]
+        q, k, v = self.qkv(x).chunk(3, -1)  # [N, T, dim] each
+        scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # [N, T, T]
+        attention = scores.masked_fill(others, -math.inf).softmax(-1)
+        x = x + self.out(attention @ v)  # [N, T, dim]
+        return self.head(x).squeeze(-1).T, attention.unsqueeze(1)
 
 
 def episodes_and_times(dones):
@@ -467,6 +310,15 @@ def policy_loss(new_logprobs, entropies, logprobs, advantages, clip_coef, ent_co
     return pg_loss - ent_coef * entropy if ent_coef else pg_loss, stats
 
 
+def value_loss(new_values, values, returns, args):
+    """Half the mean squared error; with --clip-vloss no credit for moving further than clip_coef. All [T, N]."""
+    error = (new_values - returns) ** 2
+    if args.clip_vloss:
+        clipped = values + (new_values - values).clamp(-args.clip_coef, args.clip_coef)
+        error = torch.max(error, (clipped - returns) ** 2)
+    return 0.5 * error.mean()
+
+
 def clip_grad_norm(grad, max_norm):
     """grad [P] scaled to a norm of at most max_norm, as nn.utils.clip_grad_norm_ does but differentiable"""
     return grad * (max_norm / (grad.norm() + 1e-6)).clamp(max=1.0)
@@ -498,15 +350,6 @@ def descend(theta, adam, lr, max_grad_norm, eps=1e-5):
     theta.copy_(new_theta)
     theta.grad.zero_()
     return adam
-
-
-def value_loss(new_values, values, returns, args):
-    """Half the mean squared error; with --clip-vloss no credit for moving further than clip_coef. All [T, N]."""
-    error = (new_values - returns) ** 2
-    if args.clip_vloss:
-        clipped = values + (new_values - values).clamp(-args.clip_coef, args.clip_coef)
-        error = torch.max(error, (clipped - returns) ** 2)
-    return 0.5 * error.mean()
 
 
 class Minibatch(NamedTuple):
@@ -559,68 +402,203 @@ def outer_loss(actor, theta, mb, args):
 
 
 META_EPS = 1e-10  # of the IRN's Adam: meta-gradients pass through the policy's step, so they are smaller than 1e-5
-INTRINSIC_SCALARS = ["mean", "std", "extrinsic_correlation", "advantage_share", "attention_entropy"]
 
 
-@torch.no_grad()
-def diagnose(irn, data, args):
-    """What the intrinsic reward does on one rollout, all of whose environments `data` holds: scalars and arrays.
+def main(args):
+    check_irn_args(args)
+    envs, device = set_up(args)
+    obs_dim, action_space = envs.single_observation_space.shape[0], envs.single_action_space
+    actor, critic = Actor(obs_dim, action_space).to(device), Critic(obs_dim).to(device)
+    ext_critic = copy.deepcopy(critic)
+    with torch.random.fork_rng(devices=[]):  # so that the rollouts draw the numbers that ppo_vanilla.py draws
+        irn = IntrinsicRewardNetwork(obs_dim, action_space, args.irn).to(device)
+    learners = {"actor": actor, "critic": critic, "ext_critic": ext_critic, "irn": irn}
+    theta, phi, ext_phi, eta = [flat_parameters(learner) for learner in learners.values()]
+    adam = {name: new_adam(p) for name, p in zip(learners, (theta, phi, ext_phi, eta), strict=True)}
+    run = Run(args, envs, learners, adam, device)
+    adam = run.state["adam"]  # with --resume that of the checkpoint
+    data, losses = None, {}  # of the iteration before
+    while run.goes_on(partial(log_irn, run, irn, data, losses)):
+        # Rollout
+        batch, run.state["obs"], episodes = rollout(run.envs, actor, run.state["obs"], args, device)
+        with torch.no_grad():
+            logprobs, _ = actor(batch.obs, batch.actions)  # [T, N]
+            values, next_values = critic(batch.obs), critic(batch.next_obs)  # [T, N]
+            ext_values, ext_next_values = ext_critic(batch.obs), ext_critic(batch.next_obs)  # [T, N]
+            outer_horizon = args.outer_gamma, args.outer_gae_lambda
+            ext_advantages = compute_gae(
+                batch.rewards, ext_values, ext_next_values, batch.terminations, batch.dones, *outer_horizon
+            )
+            ext_returns = ext_advantages + ext_values
+        data = Minibatch(
+            batch.obs, batch.actions, batch.rewards, batch.terminations, batch.dones, logprobs,
+            values, next_values, ext_values, ext_advantages, ext_returns,
+        )  # fmt: skip
 
-    Scalars (INTRINSIC_SCALARS): mean and standard deviation of r_in; its correlation with the extrinsic reward; the
-    part of the mixed advantage's variance that comes from r_in (covariance over variance); attention entropy in nats.
-    Arrays, by time in the episode, NaN where no episode is that long: r_in_mean, r_in_std and first_step_attention, [T]
-    (what an episode's first step attends to, mean over episodes and heads); and attention_map [L, L] of environment 0's
-    first episode, of L steps (mean over heads; row: the step that attends).
-    """
-    r_in, attention = irn(data.obs, data.actions, data.rewards, data.dones)  # [T, N], [N, heads, T, T]
-    zeros = torch.zeros_like(r_in)
-    gae_args = data.terminations, data.dones, args.gamma, args.gae_lambda
-    in_advantages = compute_gae(args.intrinsic_coef * r_in, zeros, zeros, *gae_args)
-    ex_advantages = compute_gae(args.extrinsic_coef * data.rewards, data.values, data.next_values, *gae_args)
-    covariance = torch.cov(torch.stack([in_advantages, in_advantages + ex_advantages]).flatten(1))
-    correlation = torch.corrcoef(torch.stack([r_in, data.rewards]).flatten(1))[0, 1]
-    share = covariance[0, 1] / covariance[1, 1]
-    entropy = -attention.xlogy(attention).sum(-1).mean()
-    scalars = dict(zip(INTRINSIC_SCALARS, [r_in.mean(), r_in.std(), correlation, share, entropy], strict=True))
-    episode, time = (x.T for x in episodes_and_times(data.dones))  # [N, T]
-    attention = attention.mean(1)  # [N, T, T]
+        # Update
+        frac = 1.0 - run.state["iteration"] / run.num_iterations if args.anneal_lr else 1.0
+        lr = frac * args.learning_rate
+        stats, meta_stats = [], []  # one row [7] per minibatch, one row [2] per meta step
+        inner_theta, inner_adam, inner_envs = theta, adam["actor"], []  # theta' and what it has learned from
+        for _ in range(args.update_epochs):
+            minibatches = torch.randperm(args.num_envs).to(device).chunk(args.num_minibatches)  # whole environments
+            for i, mb_envs in enumerate(minibatches):
+                # Inner step: PPO on the mixed reward
+                mb = Minibatch(*(x[:, mb_envs] for x in data))
+                inner_theta, inner_adam, advantages, mb_stats = inner_step(
+                    actor, inner_theta, inner_adam, irn, mb, lr, args
+                )
 
-    def mean_by_time(x, times):
-        counts = torch.bincount(times.flatten().long(), minlength=len(r_in))
-        return torch.bincount(times.flatten().long(), x.flatten().double(), len(r_in)) / counts  # [T]
+                # Critics, each on its own return
+                v_loss = value_loss(critic(mb.obs), mb.values, advantages + mb.values, args)
+                ext_v_loss = value_loss(ext_critic(mb.obs), mb.ext_values, mb.ext_returns, args)
+                (args.vf_coef * (v_loss + ext_v_loss)).backward()
+                adam["critic"] = descend(phi, adam["critic"], lr, args.max_grad_norm)
+                adam["ext_critic"] = descend(ext_phi, adam["ext_critic"], lr, args.max_grad_norm)
+                stats.append(torch.cat([mb_stats, torch.stack([v_loss, ext_v_loss]).detach()]))
 
-    mean, mean_square = mean_by_time(r_in.T, time), mean_by_time(r_in.T**2, time)
-    first = time == 0  # [N, T]
-    first_times = time.unsqueeze(1).expand_as(attention)[first]  # [episodes, T] when the attended step was
-    same_episode = (episode.unsqueeze(1) == episode.unsqueeze(2))[first]  # [episodes, T]
-    length = int((episode[0] == 0).sum())
-    arrays = {
-        "r_in_mean": mean,
-        "r_in_std": (mean_square - mean**2).clamp_min(0).sqrt(),
-        "first_step_attention": mean_by_time(attention[first][same_episode], first_times[same_episode]),
-        "attention_map": attention[0, :length, :length],
-    }
-    return {k: x.item() for k, x in scalars.items()}, {k: x.cpu().numpy() for k, x in arrays.items()}
+                # Outer step: the IRN on the extrinsic loss at theta', through the inner steps
+                inner_envs.append(mb_envs)
+                if len(inner_envs) == args.inner_steps:
+                    held_out = args.outer_batch == "held-out"
+                    outer_envs = minibatches[(i + 1) % len(minibatches)] if held_out else torch.cat(inner_envs)
+                    meta_loss = outer_loss(actor, inner_theta, Minibatch(*(x[:, outer_envs] for x in data)), args)
+                    meta_loss.backward(inputs=list(irn.parameters()))
+                    meta_stats.append(torch.stack([meta_loss.detach(), eta.grad.norm()]))
+                    meta_lr = frac * args.meta_learning_rate
+                    adam["irn"] = descend(eta, adam["irn"], meta_lr, args.max_grad_norm, eps=META_EPS)
+
+                    # Commit theta', without its graph
+                    theta.data.copy_(inner_theta.data)
+                    m, v, step = inner_adam
+                    adam["actor"] = m.detach(), v.detach(), step
+                    inner_theta, inner_adam, inner_envs = theta, adam["actor"], []
+            if args.target_kl is not None and not inner_envs and mb_stats[3] > args.target_kl:
+                break
+
+        # Logging
+        names = ["policy_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "value_loss", "ext_value_loss"]
+        losses = dict(zip(names, torch.stack(stats).mean(0).tolist(), strict=True))
+        losses |= dict(zip(["meta_loss", "meta_grad_norm"], torch.stack(meta_stats).mean(0).tolist(), strict=True))
+        losses["explained_variance"] = (1 - ext_advantages.var() / ext_returns.var()).item()
+        run.log(losses, episodes, lr)
 
 
-def log_credit(credit, arrays, folder, writer, global_step):
-    """Appends diagnose's arrays to `credit`, and writes that to intrinsic.npz and, as pictures, to TensorBoard."""
-    credit["global_step"].append(global_step)
-    for name in ("r_in_mean", "r_in_std", "first_step_attention"):
-        credit[name].append(arrays[name])
-    credit["attention_map"] = arrays["attention_map"]
-    write_atomically(folder / "intrinsic.npz", lambda file: np.savez_compressed(file, **credit))
-    writer.add_image("intrinsic/attention_map", heat_map(credit["attention_map"]), global_step, dataformats="HWC")
-    for name in ("first_step_attention", "r_in_mean"):
-        image = heat_map(np.stack(credit[name], axis=1))  # [T, E]: a row for each time, a column for each evaluation
-        writer.add_image(f"intrinsic/{name}", image, global_step, dataformats="HWC")
+# ----------------------------------------------------------------------------------------------------------------------
+# Bookkeeping. Here the method ends; what follows any training script needs: checks, evaluation, checkpoints, logs.
+# ----------------------------------------------------------------------------------------------------------------------
 
 
-def heat_map(values):
-    """values [rows, columns] -> RGB image for TensorBoard, lowest value dark, at least 200 pixels wide and high"""
-    low, high = np.nanmin(values), np.nanmax(values)
-    image = colormaps["viridis"](np.nan_to_num((values - low) / max(high - low, 1e-12)))[..., :3]  # [rows, columns, 3]
-    return image.repeat(-(-200 // image.shape[0]), axis=0).repeat(-(-200 // image.shape[1]), axis=1)
+def fail(message):
+    """Ends the program over something the user can mend: one line, exit status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def parse_args():
+    """Args from the command line; with --resume or --evaluate, on top of those stored in the run folder."""
+    args = tyro.cli(Args, description=__doc__)
+    folder = args.resume or args.evaluate
+    if folder is None:
+        return args
+    try:
+        stored = Args(**json.loads(Path(folder, "args.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        fail(f"{folder} is not a run folder of this script: cannot read its args.json ({error})")
+    args = tyro.cli(Args, description=__doc__, default=stored)
+    if args.resume and args.evaluate:
+        fail("--resume and --evaluate exclude each other")
+    for name, value in vars(stored).items() if args.resume else []:
+        if name not in {"resume", "runs_dir", "cuda", "track"} and getattr(args, name) != value:
+            flag = "--" + name.replace("_", "-")
+            fail(f"{flag} is {value} in {folder} and cannot change with --resume: leave it out")
+    return args
+
+
+def check(args, names, valid, must):
+    """Fails, naming the flag, unless valid(value) for each of the arguments in `names`."""
+    for name in names.split():
+        if not valid(getattr(args, name)):
+            fail(f"--{name.replace('_', '-')} must {must}, got {getattr(args, name)}")
+
+
+def check_args(args):
+    """Fails, naming the flag, on values that no run could use."""
+    counts = "eval_every eval_episodes total_timesteps num_envs num_minibatches update_epochs"
+    sizes = "seed learning_rate clip_coef ent_coef vf_coef max_grad_norm reward_scale"
+    check(args, counts, lambda x: x >= 1, "be at least 1")
+    check(args, sizes, lambda x: math.isfinite(x) and x >= 0, "be a finite number of at least 0")
+    check(args, "gamma gae_lambda", lambda x: 0 <= x <= 1, "lie in [0, 1]")
+    check(args, "num_steps", lambda x: x is None or x >= 2, "be at least 2")  # one advantage cannot be normalized
+    if args.num_envs % args.num_minibatches:
+        fail(f"--num-minibatches {args.num_minibatches} must divide --num-envs {args.num_envs}: it splits environments")
+    if args.track and importlib.util.find_spec("wandb") is None:
+        fail("--track needs Weights & Biases: pip install wandb")
+    if args.cuda and not torch.cuda.is_available():
+        fail("--cuda: no CUDA device is available; leave the flag out to run on the CPU")
+
+
+def check_irn_args(args):
+    """Fails, naming the flag, on values of the intrinsic reward's arguments that no run could use."""
+    check(args, "irn", ["attention", "mlp"].__contains__, "be attention or mlp")
+    check(args, "outer_batch", ["same", "held-out"].__contains__, "be same or held-out")
+    check(args, "inner_steps", lambda x: x >= 1, "be at least 1")
+    coefs = "meta_learning_rate intrinsic_coef extrinsic_coef"
+    check(args, coefs, lambda x: math.isfinite(x) and x >= 0, "be a finite number of at least 0")
+    check(args, "outer_gamma outer_gae_lambda", lambda x: x is None or 0 <= x <= 1, "lie in [0, 1]")
+    if args.intrinsic_coef == args.extrinsic_coef == 0:
+        fail("--intrinsic-coef and --extrinsic-coef are both 0: the policy would have no reward to learn from")
+    total = args.update_epochs * args.num_minibatches
+    if total % args.inner_steps:
+        fail(f"--inner-steps {args.inner_steps} must divide update_epochs * num_minibatches = {total}")
+    splits = args.num_minibatches % args.inner_steps == 0 and args.inner_steps < args.num_minibatches
+    if args.outer_batch == "held-out" and not splits:
+        fail(f"--outer-batch held-out: --inner-steps {args.inner_steps} must divide num_minibatches and leave one over")
+    args.outer_gamma = args.gamma if args.outer_gamma is None else args.outer_gamma
+    args.outer_gae_lambda = args.gae_lambda if args.outer_gae_lambda is None else args.outer_gae_lambda
+
+
+def make_envs(args, num_envs):
+    """Environments with SAME_STEP autoreset (no dead transitions, true last observation); whether they are Umbrella."""
+    try:
+        umbrella = args.env_id.startswith("umbrella_env:")
+        if umbrella:
+            kwargs = {name: getattr(args, name) for name in ("chain_length", "hide_umbrella", "invert_umbrella")}
+            kwargs |= {} if args.n_distractor is None else {"n_distractor": args.n_distractor}
+            envs = gym.make_vec(args.env_id, num_envs, "vector_entry_point", **kwargs)
+        else:
+            envs = gym.make_vec(args.env_id, num_envs, "sync", {"autoreset_mode": AutoresetMode.SAME_STEP})
+    except (gym.error.Error, ImportError, ValueError) as error:
+        fail(f"--env-id {args.env_id}: {str(error).splitlines()[0]}")
+    obs_space, action_space = envs.single_observation_space, envs.single_action_space
+    if not (isinstance(obs_space, gym.spaces.Box) and len(obs_space.shape) == 1):
+        fail(f"--env-id {args.env_id}: the observation space must be a flat Box, got {obs_space}")
+    discrete = isinstance(action_space, gym.spaces.Discrete) and action_space.start == 0
+    if not discrete and not (isinstance(action_space, gym.spaces.Box) and len(action_space.shape) == 1):
+        fail(f"--env-id {args.env_id}: the action space must be Discrete from 0 or a flat Box, got {action_space}")
+    return gym.wrappers.vector.RecordEpisodeStatistics(envs), umbrella
+
+
+def set_up(args):
+    """Checks all arguments and fills in those that depend on others -> environments, device."""
+    check_args(args)
+    torch.set_num_threads(1)  # the fastest for networks this small, and it leaves the other cores to other runs
+    envs, umbrella = make_envs(args, args.num_envs)
+    if not umbrella:
+        args.chain_length = 0
+    if args.num_steps is None:
+        args.num_steps = args.chain_length * max(1, 50 // args.chain_length) if umbrella else 50
+    batch_size = args.num_envs * args.num_steps
+    if args.total_timesteps < batch_size:
+        fail(f"--total-timesteps {args.total_timesteps} is less than num_envs * num_steps = {batch_size}, one batch")
+    torch.manual_seed(args.seed)
+    return envs, torch.device("cuda" if args.cuda else "cpu")
+
+
+def random_seeds(args, stream, index=0, count=1):
+    """`count` seeds for a named stream of the run; neither other streams nor runs with neighbouring seeds share any."""
+    stream = ["train", "eval", "evaluate", "resume"].index(stream)
+    return [int(s) for s in np.random.SeedSequence([args.seed, stream, index]).generate_state(count)]
 
 
 @torch.inference_mode()
@@ -698,29 +676,117 @@ def open_run(args):
         fail(f"{folder} holds a run already: continue it with --resume {folder}, remove it, or change --exp-name")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stored = {f.name: getattr(args, f.name) for f in fields(Args) if f.init}
-        write_atomically(folder / "args.json", lambda file: file.write(json.dumps(stored, indent=2).encode()))
+        write_atomically(folder / "args.json", lambda file: file.write(json.dumps(vars(args), indent=2).encode()))
     except OSError as error:
         fail(f"cannot write the run folder {folder}: {error.strerror}")
     return folder
 
 
-def write_csv(path, rows):
-    """rows: dicts with the same keys"""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+class Run:
+    """What surrounds the algorithm: run folder, evaluations, checkpoints, logs, progress bar, Ctrl-C.
 
+    `state` is what a checkpoint holds beside learners, environments and random streams: iterations done, seconds
+    elapsed, the observation to go on from, Adam's state, episodes since the last evaluation, rows of progress.csv.
+    """
 
-def check_finite(iteration, losses, learners, folder):
-    """Ends the program, exit status 1, if a loss or a parameter is not finite; the last checkpoint stays as it was."""
-    bad = [name for name, value in losses.items() if not math.isfinite(value)]
-    for name, learner in learners.items():
-        bad += [f"parameter {name}.{key}" for key, p in learner.named_parameters() if not p.isfinite().all()]
-    if bad:
-        sys.exit(f"error: iteration {iteration}: {bad[0]} is not finite; the last good checkpoint is in {folder}")
+    def __init__(self, args, envs, learners, adam, device):
+        self.args, self.learners, self.device = args, learners, device
+        self.batch_size = args.num_envs * args.num_steps
+        self.num_iterations = args.total_timesteps // self.batch_size
+        if args.evaluate:
+            load_checkpoint(args, learners, envs, device)
+            seeds = random_seeds(args, "evaluate", count=args.eval_episodes)
+            eval_return, eval_success = evaluate(args, learners["actor"], seeds, device)
+            print(f"{len(seeds)} episodes: return {eval_return:.3f}, success {eval_success:.3f}")
+            sys.exit()
+        if args.resume:
+            self.folder = Path(args.resume)
+            self.envs, self.state = load_checkpoint(args, learners, envs, device)
+        else:
+            self.folder, self.envs = open_run(args), envs
+            obs, _ = envs.reset(seed=random_seeds(args, "train", count=args.num_envs))
+            self.state = {"iteration": 0, "elapsed": 0.0, "obs": obs, "adam": adam, "episodes": [], "rows": []}
+        if args.track:  # mirrors what goes to TensorBoard; WANDB_PROJECT and WANDB_ENTITY choose where
+            importlib.import_module("wandb").init(
+                name=self.folder.name, config=vars(args), sync_tensorboard=True, save_code=True
+            )
+        self.writer = SummaryWriter(self.folder, purge_step=self.global_step + 1)
+        table = "\n".join(f"|{name}|{value}|" for name, value in vars(args).items())
+        self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
+        self.stop, self.handlers = [], {}  # signals received: the iteration under way is finished, nothing is lost
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            self.handlers[signum] = signal.signal(signum, self.request_stop)
+        self.start_time = time.perf_counter() - self.state["elapsed"]
+        total = self.num_iterations * self.batch_size
+        self.bar = tqdm(total=total, initial=self.global_step, unit="step", disable=None)
+
+    @property
+    def global_step(self):
+        return self.state["iteration"] * self.batch_size
+
+    def request_stop(self, signum, _):
+        self.stop.append(signum)
+        signal.signal(signum, self.handlers[signum])  # a second one stops at once
+
+    def goes_on(self, diagnose=dict):
+        """Evaluates and saves where due: at the start, whenever a multiple of eval_every is passed, at the end.
+
+        diagnose() -> further columns of progress.csv. Returns False at the end; ends the program where a signal asked.
+        """
+        args, state, step = self.args, self.state, self.global_step
+        evaluated = state["rows"][-1]["global_step"] if state["rows"] else -1
+        finished = state["iteration"] == self.num_iterations
+        due = step // args.eval_every > evaluated // args.eval_every or (finished and step > evaluated)
+        if due:
+            seeds = random_seeds(args, "eval", step, args.eval_episodes)
+            eval_return, eval_success = evaluate(args, self.learners["actor"], seeds, self.device)
+            train_return, _, train_success = np.mean(state["episodes"] or [[math.nan] * 3], axis=0).tolist()
+            seconds = time.perf_counter() - self.start_time
+            row = {"global_step": step, "eval_return": eval_return, "eval_success": eval_success}
+            row |= {"train_return": train_return, "train_success": train_success}
+            row |= {"sps": step / seconds, "wall_time": seconds} | diagnose()
+            state["episodes"] = []
+            state["rows"].append(row)
+            lines = [row, *(row.values() for row in state["rows"])]  # the keys, then the values
+            text = "".join(",".join(map(str, line)) + "\n" for line in lines)
+            write_atomically(self.folder / "progress.csv", lambda file: file.write(text.encode()))
+            self.writer.add_scalar("eval/return", eval_return, step)
+            if math.isfinite(eval_success):
+                self.writer.add_scalar("eval/success", eval_success, step)
+            self.bar.set_postfix_str(f"return {eval_return:.2f}, success {eval_success:.2f}", refresh=False)
+        if due or self.stop:
+            state["elapsed"] = time.perf_counter() - self.start_time
+            save_checkpoint(self.folder, self.learners, self.envs, state)
+        if not (finished or self.stop):
+            return True
+        for signum, handler in self.handlers.items():
+            signal.signal(signum, handler)
+        for resource in (self.bar, self.envs, self.writer):
+            resource.close()
+        if not finished:
+            print(f"stopped at step {step}; continue with: python {Path(__file__).name} --resume {self.folder}")
+            sys.exit(128 + self.stop[0])
+        print_summary(self.folder, state["rows"])
+        return False
+
+    def log(self, losses, episodes, lr):
+        """Ends an iteration: counts it and logs it; exit status 1 if a loss or a parameter is not finite."""
+        self.state["iteration"] += 1
+        self.state["episodes"] += episodes
+        bad = [name for name, x in losses.items() if not math.isfinite(x) and name != "explained_variance"]
+        for name, learner in self.learners.items():
+            bad += [f"parameter {name}.{key}" for key, p in learner.named_parameters() if not p.isfinite().all()]
+        if bad:  # the last checkpoint stays as it was
+            where = f"error: iteration {self.state['iteration']}: {bad[0]} is not finite"
+            sys.exit(f"{where}; the last good checkpoint is in {self.folder}")
+        scalars = {f"losses/{name}": value for name, value in losses.items()}
+        if episodes:
+            scalars["charts/episodic_return"], scalars["charts/episodic_length"], _ = np.mean(episodes, axis=0)
+        scalars["charts/learning_rate"] = lr
+        scalars["charts/SPS"] = self.global_step / (time.perf_counter() - self.start_time)
+        for name, value in scalars.items():
+            self.writer.add_scalar(name, value, self.global_step)
+        self.bar.update(self.batch_size)
 
 
 def print_summary(folder, rows):
@@ -733,205 +799,83 @@ def print_summary(folder, rows):
     print(f"run folder         {folder}")
 
 
-def track(args, folder):
-    """Mirrors what goes to TensorBoard to Weights & Biases."""
-    import wandb
-
-    project = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": folder.name}
-    wandb.init(**project, config=vars(args), sync_tensorboard=True, save_code=True)
+INTRINSIC_SCALARS = ["mean", "std", "extrinsic_correlation", "advantage_share", "attention_entropy"]
 
 
-def main(args):
-    check_args(args)
-    check_irn_args(args)
-    torch.set_num_threads(1)  # the fastest for networks this small, and it leaves the other cores to other runs
-    device = torch.device("cuda" if args.cuda else "cpu")
-    envs, umbrella = make_envs(args, args.num_envs)
-    obs_dim, action_space = envs.single_observation_space.shape[0], envs.single_action_space
-    if not umbrella:
-        args.chain_length = 0
-    if args.num_steps is None:
-        args.num_steps = args.chain_length * max(1, 50 // args.chain_length) if umbrella else 50
-    args.outer_gamma = args.gamma if args.outer_gamma is None else args.outer_gamma
-    args.outer_gae_lambda = args.gae_lambda if args.outer_gae_lambda is None else args.outer_gae_lambda
-    args.batch_size = args.num_envs * args.num_steps
-    args.num_iterations = args.total_timesteps // args.batch_size
-    if args.num_iterations == 0:
-        fail(
-            f"--total-timesteps {args.total_timesteps} is less than num_envs * num_steps = {args.batch_size}, one batch"
+@torch.no_grad()
+def diagnose(irn, data, args):
+    """What the intrinsic reward does on one rollout, all of whose environments `data` holds: scalars and arrays.
+
+    Scalars (INTRINSIC_SCALARS): mean and standard deviation of r_in; its correlation with the extrinsic reward; the
+    part of the mixed advantage's variance that comes from r_in (covariance over variance); attention entropy in nats.
+    Arrays, by time in the episode, NaN where no episode is that long: r_in_mean, r_in_std and first_step_attention, [T]
+    (what an episode's first step attends to, mean over episodes and heads); and attention_map [L, L] of environment 0's
+    first episode, of L steps (mean over heads; row: the step that attends).
+    """
+    r_in, attention = irn(data.obs, data.actions, data.rewards, data.dones)  # [T, N], [N, heads, T, T]
+    zeros = torch.zeros_like(r_in)
+    gae_args = data.terminations, data.dones, args.gamma, args.gae_lambda
+    in_advantages = compute_gae(args.intrinsic_coef * r_in, zeros, zeros, *gae_args)
+    ex_advantages = compute_gae(args.extrinsic_coef * data.rewards, data.values, data.next_values, *gae_args)
+    covariance = torch.cov(torch.stack([in_advantages, in_advantages + ex_advantages]).flatten(1))
+    correlation = torch.corrcoef(torch.stack([r_in, data.rewards]).flatten(1))[0, 1]
+    share = covariance[0, 1] / covariance[1, 1]
+    entropy = -attention.xlogy(attention).sum(-1).mean()
+    scalars = dict(zip(INTRINSIC_SCALARS, [r_in.mean(), r_in.std(), correlation, share, entropy], strict=True))
+    episode, time = (x.T for x in episodes_and_times(data.dones))  # [N, T]
+    attention = attention.mean(1)  # [N, T, T]
+
+    def mean_by_time(x, times):
+        counts = torch.bincount(times.flatten().long(), minlength=len(r_in))
+        return torch.bincount(times.flatten().long(), x.flatten().double(), len(r_in)) / counts  # [T]
+
+    mean, mean_square = mean_by_time(r_in.T, time), mean_by_time(r_in.T**2, time)
+    first = time == 0  # [N, T]
+    first_times = time.unsqueeze(1).expand_as(attention)[first]  # [episodes, T] when the attended step was
+    same_episode = (episode.unsqueeze(1) == episode.unsqueeze(2))[first]  # [episodes, T]
+    length = int((episode[0] == 0).sum())
+    arrays = {
+        "r_in_mean": mean,
+        "r_in_std": (mean_square - mean**2).clamp_min(0).sqrt(),
+        "first_step_attention": mean_by_time(attention[first][same_episode], first_times[same_episode]),
+        "attention_map": attention[0, :length, :length],
+    }
+    return {k: x.item() for k, x in scalars.items()}, {k: x.cpu().numpy() for k, x in arrays.items()}
+
+
+def log_irn(run, irn, data, losses):
+    """What the intrinsic reward did in the last iteration, as columns of progress.csv (NaN before the first).
+
+    Its profiles over the episode go to intrinsic.npz and, as pictures, to TensorBoard.
+    """
+    scalars = dict.fromkeys(INTRINSIC_SCALARS, math.nan)
+    if data is not None:
+        scalars, arrays = diagnose(irn, data, run.args)
+        for name, value in scalars.items():
+            run.writer.add_scalar(f"intrinsic/{name}", value, run.global_step)
+        credit = run.state.setdefault(
+            "credit", {name: [] for name in ("global_step", "r_in_mean", "r_in_std", "first_step_attention")}
         )
+        for name, values in credit.items():
+            if name != "attention_map":
+                values.append(run.global_step if name == "global_step" else arrays[name])
+        credit["attention_map"] = arrays["attention_map"]
+        write_atomically(run.folder / "intrinsic.npz", lambda file: np.savez_compressed(file, **credit))
+        images = {
+            "attention_map": credit["attention_map"]
+        }  # of the others a row for each time, a column for each evaluation
+        images |= {name: np.stack(credit[name], axis=1) for name in ("first_step_attention", "r_in_mean")}
+        for name, values in images.items():
+            run.writer.add_image(f"intrinsic/{name}", heat_map(values), run.global_step, dataformats="HWC")
+    columns = {f"intrinsic_{name}": value for name, value in scalars.items()}
+    return columns | {name: losses.get(name, math.nan) for name in ("meta_loss", "meta_grad_norm")}
 
-    # Agent
-    torch.manual_seed(args.seed)
-    actor, critic = Actor(obs_dim, action_space).to(device), Critic(obs_dim).to(device)
-    ext_critic = copy.deepcopy(critic)
-    with torch.random.fork_rng(devices=[]):  # so that the rollouts draw the numbers that ppo_vanilla.py draws
-        irn = IntrinsicRewardNetwork(obs_dim, action_space, args.irn, args.irn_dim, args.irn_heads, args.irn_layers)
-        irn = irn.to(device)
-    theta, phi, ext_phi, eta = [flat_parameters(module) for module in (actor, critic, ext_critic, irn)]
-    learners = {"actor": actor, "critic": critic, "ext_critic": ext_critic, "irn": irn}
 
-    # Evaluate only, resume, or begin
-    if args.evaluate:
-        load_checkpoint(args, learners, envs, device)
-        seeds = random_seeds(args, "evaluate", count=args.eval_episodes)
-        eval_return, eval_success = evaluate(args, actor, seeds, device)
-        print(f"{len(seeds)} episodes: return {eval_return:.3f}, success {eval_success:.3f}")
-        return
-    if args.resume:
-        folder = Path(args.resume)
-        envs, state = load_checkpoint(args, learners, envs, device)
-    else:
-        folder = open_run(args)
-        obs, _ = envs.reset(seed=random_seeds(args, "train", count=args.num_envs))
-        state = {"iteration": 0, "elapsed": 0.0, "obs": obs, "episodes": [], "rows": []}
-        flat = {"actor": theta, "critic": phi, "ext_critic": ext_phi, "irn": eta}
-        state["credit"] = {"global_step": [], "r_in_mean": [], "r_in_std": [], "first_step_attention": []}
-        state["adam"] = {name: new_adam(parameters) for name, parameters in flat.items()}
-    if args.track:
-        track(args, folder)
-    global_step = state["iteration"] * args.batch_size
-    writer = SummaryWriter(folder, purge_step=global_step + 1)
-    table = "\n".join(f"|{name}|{value}|" for name, value in vars(args).items())
-    writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
-    stop, handlers = [], {}  # signals received: the iteration under way is finished first, so that nothing is lost
-
-    def request_stop(signum, _):
-        stop.append(signum)
-        signal.signal(signum, handlers[signum])  # a second one stops at once
-
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        handlers[signum] = signal.signal(signum, request_stop)
-    start_time = time.perf_counter() - state["elapsed"]
-    bar = tqdm(total=args.num_iterations * args.batch_size, initial=global_step, unit="step", disable=None)
-
-    data, losses = None, {}  # of the iteration before
-    while True:
-        # Evaluation and checkpoint, at the start, whenever a multiple of eval_every is passed, and at the end
-        rows = state["rows"]
-        evaluated = rows[-1]["global_step"] if rows else -1
-        finished = state["iteration"] == args.num_iterations
-        due = global_step // args.eval_every > evaluated // args.eval_every or (finished and global_step > evaluated)
-        if due:
-            eval_seeds = random_seeds(args, "eval", global_step, args.eval_episodes)
-            eval_return, eval_success = evaluate(args, actor, eval_seeds, device)
-            train_return, _, train_success = np.mean(state["episodes"] or [[math.nan] * 3], axis=0).tolist()
-            state["episodes"] = []
-            state["elapsed"] = time.perf_counter() - start_time
-            row = {
-                "global_step": global_step,
-                "eval_return": eval_return,
-                "eval_success": eval_success,
-                "train_return": train_return,
-                "train_success": train_success,
-                "sps": global_step / state["elapsed"],
-                "wall_time": state["elapsed"],
-            }
-            scalars = dict.fromkeys(INTRINSIC_SCALARS, math.nan)
-            if data is not None:
-                scalars, arrays = diagnose(irn, data, args)
-                log_credit(state["credit"], arrays, folder, writer, global_step)
-                for name, value in scalars.items():
-                    writer.add_scalar(f"intrinsic/{name}", value, global_step)
-            row |= {f"intrinsic_{name}": value for name, value in scalars.items()}
-            row |= {name: losses.get(name, math.nan) for name in ("meta_loss", "meta_grad_norm")}
-            rows.append(row)
-            write_csv(folder / "progress.csv", rows)
-            writer.add_scalar("eval/return", eval_return, global_step)
-            if math.isfinite(eval_success):
-                writer.add_scalar("eval/success", eval_success, global_step)
-            bar.set_postfix_str(f"return {eval_return:.2f}, success {eval_success:.2f}", refresh=False)
-        if due or stop:
-            state["elapsed"] = time.perf_counter() - start_time
-            save_checkpoint(folder, learners, envs, state)
-        if finished or stop:
-            break
-
-        # Rollout
-        batch, state["obs"], episodes = rollout(envs, actor, state["obs"], args, device)
-        with torch.no_grad():
-            logprobs, _ = actor(batch.obs, batch.actions)  # [T, N]
-            values, next_values = critic(batch.obs), critic(batch.next_obs)  # [T, N]
-            ext_values, ext_next_values = ext_critic(batch.obs), ext_critic(batch.next_obs)  # [T, N]
-            outer_horizon = args.outer_gamma, args.outer_gae_lambda
-            ext_advantages = compute_gae(
-                batch.rewards, ext_values, ext_next_values, batch.terminations, batch.dones, *outer_horizon
-            )
-            ext_returns = ext_advantages + ext_values
-        data = Minibatch(
-            batch.obs, batch.actions, batch.rewards, batch.terminations, batch.dones, logprobs,
-            values, next_values, ext_values, ext_advantages, ext_returns,
-        )  # fmt: skip
-
-        # Update
-        frac = 1.0 - state["iteration"] / args.num_iterations if args.anneal_lr else 1.0
-        lr = frac * args.learning_rate
-        adam = state["adam"]
-        stats, meta_stats = [], []  # one row [7] per minibatch, one row [2] per meta step
-        inner_theta, inner_adam, inner_envs = theta, adam["actor"], []  # theta' and what it has learned from
-        for _ in range(args.update_epochs):
-            minibatches = torch.randperm(args.num_envs).to(device).chunk(args.num_minibatches)  # whole environments
-            for i, mb_envs in enumerate(minibatches):
-                # Inner step: PPO on the mixed reward
-                mb = Minibatch(*(x[:, mb_envs] for x in data))
-                inner_theta, inner_adam, advantages, mb_stats = inner_step(
-                    actor, inner_theta, inner_adam, irn, mb, lr, args
-                )
-
-                # Critics, each on its own return
-                v_loss = value_loss(critic(mb.obs), mb.values, advantages + mb.values, args)
-                ext_v_loss = value_loss(ext_critic(mb.obs), mb.ext_values, mb.ext_returns, args)
-                (args.vf_coef * (v_loss + ext_v_loss)).backward()
-                adam["critic"] = descend(phi, adam["critic"], lr, args.max_grad_norm)
-                adam["ext_critic"] = descend(ext_phi, adam["ext_critic"], lr, args.max_grad_norm)
-                stats.append(torch.cat([mb_stats, torch.stack([v_loss, ext_v_loss]).detach()]))
-
-                # Outer step: the IRN on the extrinsic loss at theta', through the inner steps
-                inner_envs.append(mb_envs)
-                if len(inner_envs) == args.inner_steps:
-                    held_out = args.outer_batch == "held-out"
-                    outer_envs = minibatches[(i + 1) % len(minibatches)] if held_out else torch.cat(inner_envs)
-                    meta_loss = outer_loss(actor, inner_theta, Minibatch(*(x[:, outer_envs] for x in data)), args)
-                    meta_loss.backward(inputs=list(irn.parameters()))
-                    meta_stats.append(torch.stack([meta_loss.detach(), eta.grad.norm()]))
-                    meta_lr = frac * args.meta_learning_rate
-                    adam["irn"] = descend(eta, adam["irn"], meta_lr, args.max_grad_norm, eps=META_EPS)
-
-                    # Commit theta', without its graph
-                    theta.data.copy_(inner_theta.data)
-                    m, v, step = inner_adam
-                    adam["actor"] = m.detach(), v.detach(), step
-                    inner_theta, inner_adam, inner_envs = theta, adam["actor"], []
-            if args.target_kl is not None and not inner_envs and mb_stats[3] > args.target_kl:
-                break
-
-        # Logging
-        state["iteration"] += 1
-        global_step = state["iteration"] * args.batch_size
-        state["episodes"] += episodes
-        names = ["policy_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "value_loss", "ext_value_loss"]
-        losses = dict(zip(names, torch.stack(stats).mean(0).tolist(), strict=True))
-        losses |= dict(zip(["meta_loss", "meta_grad_norm"], torch.stack(meta_stats).mean(0).tolist(), strict=True))
-        check_finite(state["iteration"], losses, learners, folder)
-        losses["explained_variance"] = (1 - ext_advantages.var() / ext_returns.var()).item()
-        for name, value in losses.items():
-            writer.add_scalar(f"losses/{name}", value, global_step)
-        if episodes:
-            writer.add_scalar("charts/episodic_return", np.mean(episodes, axis=0)[0], global_step)
-            writer.add_scalar("charts/episodic_length", np.mean(episodes, axis=0)[1], global_step)
-        writer.add_scalar("charts/learning_rate", lr, global_step)
-        writer.add_scalar("charts/SPS", global_step / (time.perf_counter() - start_time), global_step)
-        bar.update(args.batch_size)
-
-    for signum, handler in handlers.items():
-        signal.signal(signum, handler)
-    bar.close()
-    envs.close()
-    writer.close()
-    if not finished:
-        print(f"stopped at step {global_step}; continue with: python {Path(__file__).name} --resume {folder}")
-        sys.exit(128 + stop[0])
-    print_summary(folder, rows)
+def heat_map(values):
+    """values [rows, columns] -> RGB image for TensorBoard, lowest value dark, at least 200 pixels wide and high"""
+    low, high = np.nanmin(values), np.nanmax(values)
+    image = colormaps["viridis"](np.nan_to_num((values - low) / max(high - low, 1e-12)))[..., :3]  # [rows, columns, 3]
+    return image.repeat(-(-200 // image.shape[0]), axis=0).repeat(-(-200 // image.shape[1]), axis=1)
 
 
 if __name__ == "__main__":

@@ -12,16 +12,14 @@ References:
     vwxyzjn/cleanrl: cleanrl/ppo.py, whose order, names and TensorBoard tags this file keeps
 """
 
-import csv
 import importlib.util
-import io
 import json
 import math
 import os
 import signal
 import sys
 import time
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,163 +36,43 @@ from tqdm import tqdm
 
 @dataclass
 class Args:
-    exp_name: str = "ppo_vanilla"
-    """the name of this experiment, part of the run folder's name"""
-    seed: int = 1
-    """seed of everything: networks, actions, minibatches, training and evaluation environments"""
-    cuda: bool = False
-    """run the networks on the GPU; off by default: they are so small that one CPU thread is faster"""
-    track: bool = False
-    """mirror the run to Weights & Biases (needs `pip install wandb`)"""
-    wandb_project_name: str = "metairn"
-    """the Weights & Biases project"""
-    wandb_entity: str | None = None
-    """the Weights & Biases team"""
-    runs_dir: str = "runs"
-    """where run folders are made: RUNS_DIR/{env}__{exp_name}__{chain_length}__{seed}"""
-    resume: str | None = None
-    """continue the run in this folder, with the arguments stored there"""
-    evaluate: str | None = None
-    """train nothing: evaluate the agent in this run folder for --eval-episodes episodes"""
-    eval_every: int = 5_000
-    """environment steps between evaluations (and checkpoints)"""
-    eval_episodes: int = 20
-    """episodes of one evaluation; actions are sampled, as in training"""
+    exp_name: str = "ppo_vanilla"  # the name of this experiment, part of the run folder's name
+    seed: int = 1  # seed of everything: networks, actions, minibatches, training and evaluation environments
+    cuda: bool = False  # run the networks on the GPU; off: they are so small that one CPU thread is faster
+    track: bool = False  # mirror the run to Weights & Biases (needs `pip install wandb`)
+    runs_dir: str = "runs"  # where run folders are made: RUNS_DIR/{env}__{exp_name}__{chain_length}__{seed}
+    resume: str | None = None  # continue the run in this folder, with the arguments stored there
+    evaluate: str | None = None  # train nothing: evaluate the agent in this run folder for --eval-episodes episodes
+    eval_every: int = 5_000  # environment steps between evaluations (and checkpoints)
+    eval_episodes: int = 20  # episodes of one evaluation; actions are sampled, as in training
 
     # The task
-    env_id: str = "umbrella_env:UmbrellaLength-v0"
-    """the environment: flat Box observation, Discrete or flat Box action"""
-    chain_length: int = 50
-    """Umbrella only: the episode's length"""
-    n_distractor: int | None = None
-    """Umbrella only: number of random bits in the observation (default: the environment's)"""
-    hide_umbrella: bool = False
-    """Umbrella only: the observation never shows whether the umbrella was taken"""
-    invert_umbrella: bool = False
-    """Umbrella only: the opposite of the right first action is right"""
+
+    env_id: str = "umbrella_env:UmbrellaLength-v0"  # flat Box observation, Discrete or flat Box action
+    chain_length: int = 50  # Umbrella only: the episode's length
+    n_distractor: int | None = None  # Umbrella only: random bits in the observation (default: the environment's)
+    hide_umbrella: bool = False  # Umbrella only: the observation never shows whether the umbrella was taken
+    invert_umbrella: bool = False  # Umbrella only: the opposite of the right first action is right
 
     # The algorithm
-    total_timesteps: int = 100_000
-    """environment steps of the whole run"""
-    learning_rate: float = 4e-3
-    """Adam's step size, for actor and critic"""
-    num_envs: int = 20
-    """parallel environments"""
-    num_steps: int | None = None
-    """steps of each environment per rollout (default: 50; on Umbrella as many whole episodes as fit in 50)"""
-    anneal_lr: bool = True
-    """lower the learning rate linearly to 0 over the run"""
-    gamma: float = 0.99
-    """discount factor"""
-    gae_lambda: float = 0.95
-    """lambda of generalized advantage estimation"""
-    num_minibatches: int = 4
-    """minibatches per epoch; each holds whole environments, so it must divide num_envs"""
-    update_epochs: int = 4
-    """passes over a rollout"""
-    norm_adv: bool = True
-    """normalize advantages in each minibatch"""
-    clip_coef: float = 0.3
-    """clipping range of the probability ratio; 0.2 left more failures near the solution, see README.md"""
-    clip_vloss: bool = False
-    """clip the value loss too; off: it would let the critic move by no more than clip_coef per rollout"""
-    ent_coef: float = 0.0
-    """weight of the entropy bonus; 0: Umbrella is learned before exploration runs out"""
-    vf_coef: float = 0.5
-    """weight of the value loss"""
-    max_grad_norm: float = 0.5
-    """gradient-norm limit, for actor and critic each on its own"""
-    target_kl: float | None = None
-    """stop an update after the epoch in which the approximate KL divergence exceeds this"""
-    reward_scale: float = 0.1
-    """rewards are multiplied by this before learning, so that the critic's targets are near 1 (logs are not scaled)"""
 
-    # Derived, in main
-    batch_size: int = field(init=False, default=0)
-    """num_envs * num_steps"""
-    num_iterations: int = field(init=False, default=0)
-    """total_timesteps // batch_size"""
-
-
-FREE_ON_RESUME = {"resume", "evaluate", "runs_dir", "cuda", "track", "wandb_project_name", "wandb_entity"}
-
-
-def fail(message):
-    """Ends the program over something the user can mend: one line, exit status 2."""
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
-
-
-def parse_args():
-    """Args from the command line; with --resume or --evaluate, on top of those stored in the run folder."""
-    args = tyro.cli(Args, description=__doc__)
-    folder = args.resume or args.evaluate
-    if folder is None:
-        return args
-    try:
-        stored = Args(**json.loads(Path(folder, "args.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        fail(f"{folder} is not a run folder of this script: cannot read its args.json ({error})")
-    args = tyro.cli(Args, description=__doc__, default=stored)
-    if args.resume and args.evaluate:
-        fail("--resume and --evaluate exclude each other")
-    kept = [f.name for f in fields(Args) if f.init and f.name not in FREE_ON_RESUME]
-    for name in kept if args.resume else []:
-        if getattr(args, name) != getattr(stored, name):
-            fail(f"{flag(name)} is {getattr(stored, name)} in {folder} and cannot change with --resume: leave it out")
-    return args
-
-
-def flag(name):
-    return "--" + name.replace("_", "-")
-
-
-def check_args(args):
-    """Fails, naming the flag, on values that no run could use."""
-    for name in ["eval_every", "eval_episodes", "total_timesteps", "num_envs", "num_minibatches", "update_epochs"]:
-        if getattr(args, name) < 1:
-            fail(f"{flag(name)} must be at least 1, got {getattr(args, name)}")
-    for name in ["seed", "learning_rate", "clip_coef", "ent_coef", "vf_coef", "max_grad_norm", "reward_scale"]:
-        if not (math.isfinite(getattr(args, name)) and getattr(args, name) >= 0):
-            fail(f"{flag(name)} must be a finite number of at least 0, got {getattr(args, name)}")
-    for name in ["gamma", "gae_lambda"]:
-        if not 0 <= getattr(args, name) <= 1:
-            fail(f"{flag(name)} must lie in [0, 1], got {getattr(args, name)}")
-    if args.num_steps is not None and args.num_steps < 2:
-        fail(f"--num-steps must be at least 2, got {args.num_steps}")  # one advantage cannot be normalized
-    if args.num_envs % args.num_minibatches:
-        fail(f"--num-minibatches {args.num_minibatches} must divide --num-envs {args.num_envs}: it splits environments")
-    if args.track and importlib.util.find_spec("wandb") is None:
-        fail("--track needs Weights & Biases: pip install wandb")
-    if args.cuda and not torch.cuda.is_available():
-        fail("--cuda: no CUDA device is available; leave the flag out to run on the CPU")
-
-
-def make_envs(args, num_envs):
-    """Environments with SAME_STEP autoreset (no dead transitions, true last observation); whether they are Umbrella."""
-    try:
-        umbrella = args.env_id.startswith("umbrella_env:")
-        if umbrella:
-            kwargs = {name: getattr(args, name) for name in ("chain_length", "hide_umbrella", "invert_umbrella")}
-            kwargs |= {} if args.n_distractor is None else {"n_distractor": args.n_distractor}
-            envs = gym.make_vec(args.env_id, num_envs, "vector_entry_point", **kwargs)
-        else:
-            envs = gym.make_vec(args.env_id, num_envs, "sync", {"autoreset_mode": AutoresetMode.SAME_STEP})
-    except (gym.error.Error, ImportError, ValueError) as error:
-        fail(f"--env-id {args.env_id}: {str(error).splitlines()[0]}")
-    obs_space, action_space = envs.single_observation_space, envs.single_action_space
-    if not (isinstance(obs_space, gym.spaces.Box) and len(obs_space.shape) == 1):
-        fail(f"--env-id {args.env_id}: the observation space must be a flat Box, got {obs_space}")
-    discrete = isinstance(action_space, gym.spaces.Discrete) and action_space.start == 0
-    if not discrete and not (isinstance(action_space, gym.spaces.Box) and len(action_space.shape) == 1):
-        fail(f"--env-id {args.env_id}: the action space must be Discrete from 0 or a flat Box, got {action_space}")
-    return gym.wrappers.vector.RecordEpisodeStatistics(envs), umbrella
-
-
-def random_seeds(args, stream, index=0, count=1):
-    """`count` seeds for a named stream of the run; neither other streams nor runs with neighbouring seeds share any."""
-    stream = ["train", "eval", "evaluate", "resume"].index(stream)
-    return [int(s) for s in np.random.SeedSequence([args.seed, stream, index]).generate_state(count)]
+    total_timesteps: int = 100_000  # environment steps of the whole run
+    learning_rate: float = 4e-3  # Adam's step size, for actor and critic
+    num_envs: int = 20  # parallel environments
+    num_steps: int | None = None  # of each per rollout (default: 50; on Umbrella as many whole episodes as fit in 50)
+    anneal_lr: bool = True  # lower the learning rate linearly to 0 over the run
+    gamma: float = 0.99  # discount factor
+    gae_lambda: float = 0.95  # lambda of generalized advantage estimation
+    num_minibatches: int = 4  # per epoch; each holds whole environments, so it must divide num_envs
+    update_epochs: int = 4  # passes over a rollout
+    norm_adv: bool = True  # normalize advantages in each minibatch
+    clip_coef: float = 0.3  # clipping range of the probability ratio; 0.2 left more failures near the solution
+    clip_vloss: bool = False  # clip the value loss too; off: the critic could move by no more than clip_coef a rollout
+    ent_coef: float = 0.0  # weight of the entropy bonus; 0: Umbrella is learned before exploration runs out
+    vf_coef: float = 0.5  # weight of the value loss
+    max_grad_norm: float = 0.5  # gradient-norm limit, for actor and critic each on its own
+    target_kl: float | None = None  # end an update after the epoch whose approximate KL divergence exceeds this
+    reward_scale: float = 0.1  # rewards times this are learned from, so that returns are near 1 (logs: not scaled)
 
 
 def layer_init(layer, std=2**0.5, bias_const=0.0):
@@ -358,6 +236,15 @@ def policy_loss(new_logprobs, entropies, logprobs, advantages, clip_coef, ent_co
     return pg_loss - ent_coef * entropy if ent_coef else pg_loss, stats
 
 
+def value_loss(new_values, values, returns, args):
+    """Half the mean squared error; with --clip-vloss no credit for moving further than clip_coef. All [T, N]."""
+    error = (new_values - returns) ** 2
+    if args.clip_vloss:
+        clipped = values + (new_values - values).clamp(-args.clip_coef, args.clip_coef)
+        error = torch.max(error, (clipped - returns) ** 2)
+    return 0.5 * error.mean()
+
+
 def clip_grad_norm(grad, max_norm):
     """grad [P] scaled to a norm of at most max_norm, as nn.utils.clip_grad_norm_ does but differentiable"""
     return grad * (max_norm / (grad.norm() + 1e-6)).clamp(max=1.0)
@@ -391,13 +278,147 @@ def descend(theta, adam, lr, max_grad_norm, eps=1e-5):
     return adam
 
 
-def value_loss(new_values, values, returns, args):
-    """Half the mean squared error; with --clip-vloss no credit for moving further than clip_coef. All [T, N]."""
-    error = (new_values - returns) ** 2
-    if args.clip_vloss:
-        clipped = values + (new_values - values).clamp(-args.clip_coef, args.clip_coef)
-        error = torch.max(error, (clipped - returns) ** 2)
-    return 0.5 * error.mean()
+def main(args):
+    envs, device = set_up(args)
+    obs_dim, action_space = envs.single_observation_space.shape[0], envs.single_action_space
+    actor, critic = Actor(obs_dim, action_space).to(device), Critic(obs_dim).to(device)
+    theta, phi = flat_parameters(actor), flat_parameters(critic)
+    adam = {"actor": new_adam(theta), "critic": new_adam(phi)}
+    run = Run(args, envs, {"actor": actor, "critic": critic}, adam, device)
+    adam = run.state["adam"]  # with --resume that of the checkpoint
+    while run.goes_on():
+        # Rollout
+        batch, run.state["obs"], episodes = rollout(run.envs, actor, run.state["obs"], args, device)
+        with torch.no_grad():
+            logprobs, _ = actor(batch.obs, batch.actions)  # [T, N]
+            values, next_values = critic(batch.obs), critic(batch.next_obs)  # [T, N]
+            advantages = compute_gae(
+                batch.rewards, values, next_values, batch.terminations, batch.dones, args.gamma, args.gae_lambda
+            )
+            returns = advantages + values
+
+        # Update
+        frac = 1.0 - run.state["iteration"] / run.num_iterations if args.anneal_lr else 1.0
+        lr = frac * args.learning_rate
+        stats = []  # one row [6] per minibatch
+        for _ in range(args.update_epochs):
+            for mb in torch.randperm(args.num_envs).to(device).chunk(args.num_minibatches):  # whole environments
+                obs, actions = batch.obs[:, mb], batch.actions[:, mb]
+                mb_advantages = normalize(advantages[:, mb]) if args.norm_adv else advantages[:, mb]
+                new_logprobs, entropies = actor(obs, actions)
+                loss, mb_stats = policy_loss(
+                    new_logprobs, entropies, logprobs[:, mb], mb_advantages, args.clip_coef, args.ent_coef
+                )
+                v_loss = value_loss(critic(obs), values[:, mb], returns[:, mb], args)
+                (loss + args.vf_coef * v_loss).backward()
+                adam["actor"] = descend(theta, adam["actor"], lr, args.max_grad_norm)
+                adam["critic"] = descend(phi, adam["critic"], lr, args.max_grad_norm)
+                stats.append(torch.cat([mb_stats, v_loss.detach()[None]]))
+            if args.target_kl is not None and mb_stats[3] > args.target_kl:
+                break
+
+        # Logging
+        names = ["policy_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "value_loss"]
+        losses = dict(zip(names, torch.stack(stats).mean(0).tolist(), strict=True))
+        losses["explained_variance"] = (1 - advantages.var() / returns.var()).item()
+        run.log(losses, episodes, lr)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Bookkeeping. Here the method ends; what follows any training script needs: checks, evaluation, checkpoints, logs.
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def fail(message):
+    """Ends the program over something the user can mend: one line, exit status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def parse_args():
+    """Args from the command line; with --resume or --evaluate, on top of those stored in the run folder."""
+    args = tyro.cli(Args, description=__doc__)
+    folder = args.resume or args.evaluate
+    if folder is None:
+        return args
+    try:
+        stored = Args(**json.loads(Path(folder, "args.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        fail(f"{folder} is not a run folder of this script: cannot read its args.json ({error})")
+    args = tyro.cli(Args, description=__doc__, default=stored)
+    if args.resume and args.evaluate:
+        fail("--resume and --evaluate exclude each other")
+    for name, value in vars(stored).items() if args.resume else []:
+        if name not in {"resume", "runs_dir", "cuda", "track"} and getattr(args, name) != value:
+            flag = "--" + name.replace("_", "-")
+            fail(f"{flag} is {value} in {folder} and cannot change with --resume: leave it out")
+    return args
+
+
+def check(args, names, valid, must):
+    """Fails, naming the flag, unless valid(value) for each of the arguments in `names`."""
+    for name in names.split():
+        if not valid(getattr(args, name)):
+            fail(f"--{name.replace('_', '-')} must {must}, got {getattr(args, name)}")
+
+
+def check_args(args):
+    """Fails, naming the flag, on values that no run could use."""
+    counts = "eval_every eval_episodes total_timesteps num_envs num_minibatches update_epochs"
+    sizes = "seed learning_rate clip_coef ent_coef vf_coef max_grad_norm reward_scale"
+    check(args, counts, lambda x: x >= 1, "be at least 1")
+    check(args, sizes, lambda x: math.isfinite(x) and x >= 0, "be a finite number of at least 0")
+    check(args, "gamma gae_lambda", lambda x: 0 <= x <= 1, "lie in [0, 1]")
+    check(args, "num_steps", lambda x: x is None or x >= 2, "be at least 2")  # one advantage cannot be normalized
+    if args.num_envs % args.num_minibatches:
+        fail(f"--num-minibatches {args.num_minibatches} must divide --num-envs {args.num_envs}: it splits environments")
+    if args.track and importlib.util.find_spec("wandb") is None:
+        fail("--track needs Weights & Biases: pip install wandb")
+    if args.cuda and not torch.cuda.is_available():
+        fail("--cuda: no CUDA device is available; leave the flag out to run on the CPU")
+
+
+def make_envs(args, num_envs):
+    """Environments with SAME_STEP autoreset (no dead transitions, true last observation); whether they are Umbrella."""
+    try:
+        umbrella = args.env_id.startswith("umbrella_env:")
+        if umbrella:
+            kwargs = {name: getattr(args, name) for name in ("chain_length", "hide_umbrella", "invert_umbrella")}
+            kwargs |= {} if args.n_distractor is None else {"n_distractor": args.n_distractor}
+            envs = gym.make_vec(args.env_id, num_envs, "vector_entry_point", **kwargs)
+        else:
+            envs = gym.make_vec(args.env_id, num_envs, "sync", {"autoreset_mode": AutoresetMode.SAME_STEP})
+    except (gym.error.Error, ImportError, ValueError) as error:
+        fail(f"--env-id {args.env_id}: {str(error).splitlines()[0]}")
+    obs_space, action_space = envs.single_observation_space, envs.single_action_space
+    if not (isinstance(obs_space, gym.spaces.Box) and len(obs_space.shape) == 1):
+        fail(f"--env-id {args.env_id}: the observation space must be a flat Box, got {obs_space}")
+    discrete = isinstance(action_space, gym.spaces.Discrete) and action_space.start == 0
+    if not discrete and not (isinstance(action_space, gym.spaces.Box) and len(action_space.shape) == 1):
+        fail(f"--env-id {args.env_id}: the action space must be Discrete from 0 or a flat Box, got {action_space}")
+    return gym.wrappers.vector.RecordEpisodeStatistics(envs), umbrella
+
+
+def set_up(args):
+    """Checks all arguments and fills in those that depend on others -> environments, device."""
+    check_args(args)
+    torch.set_num_threads(1)  # the fastest for networks this small, and it leaves the other cores to other runs
+    envs, umbrella = make_envs(args, args.num_envs)
+    if not umbrella:
+        args.chain_length = 0
+    if args.num_steps is None:
+        args.num_steps = args.chain_length * max(1, 50 // args.chain_length) if umbrella else 50
+    batch_size = args.num_envs * args.num_steps
+    if args.total_timesteps < batch_size:
+        fail(f"--total-timesteps {args.total_timesteps} is less than num_envs * num_steps = {batch_size}, one batch")
+    torch.manual_seed(args.seed)
+    return envs, torch.device("cuda" if args.cuda else "cpu")
+
+
+def random_seeds(args, stream, index=0, count=1):
+    """`count` seeds for a named stream of the run; neither other streams nor runs with neighbouring seeds share any."""
+    stream = ["train", "eval", "evaluate", "resume"].index(stream)
+    return [int(s) for s in np.random.SeedSequence([args.seed, stream, index]).generate_state(count)]
 
 
 @torch.inference_mode()
@@ -475,29 +496,117 @@ def open_run(args):
         fail(f"{folder} holds a run already: continue it with --resume {folder}, remove it, or change --exp-name")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stored = {f.name: getattr(args, f.name) for f in fields(Args) if f.init}
-        write_atomically(folder / "args.json", lambda file: file.write(json.dumps(stored, indent=2).encode()))
+        write_atomically(folder / "args.json", lambda file: file.write(json.dumps(vars(args), indent=2).encode()))
     except OSError as error:
         fail(f"cannot write the run folder {folder}: {error.strerror}")
     return folder
 
 
-def write_csv(path, rows):
-    """rows: dicts with the same keys"""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+class Run:
+    """What surrounds the algorithm: run folder, evaluations, checkpoints, logs, progress bar, Ctrl-C.
 
+    `state` is what a checkpoint holds beside learners, environments and random streams: iterations done, seconds
+    elapsed, the observation to go on from, Adam's state, episodes since the last evaluation, rows of progress.csv.
+    """
 
-def check_finite(iteration, losses, learners, folder):
-    """Ends the program, exit status 1, if a loss or a parameter is not finite; the last checkpoint stays as it was."""
-    bad = [name for name, value in losses.items() if not math.isfinite(value)]
-    for name, learner in learners.items():
-        bad += [f"parameter {name}.{key}" for key, p in learner.named_parameters() if not p.isfinite().all()]
-    if bad:
-        sys.exit(f"error: iteration {iteration}: {bad[0]} is not finite; the last good checkpoint is in {folder}")
+    def __init__(self, args, envs, learners, adam, device):
+        self.args, self.learners, self.device = args, learners, device
+        self.batch_size = args.num_envs * args.num_steps
+        self.num_iterations = args.total_timesteps // self.batch_size
+        if args.evaluate:
+            load_checkpoint(args, learners, envs, device)
+            seeds = random_seeds(args, "evaluate", count=args.eval_episodes)
+            eval_return, eval_success = evaluate(args, learners["actor"], seeds, device)
+            print(f"{len(seeds)} episodes: return {eval_return:.3f}, success {eval_success:.3f}")
+            sys.exit()
+        if args.resume:
+            self.folder = Path(args.resume)
+            self.envs, self.state = load_checkpoint(args, learners, envs, device)
+        else:
+            self.folder, self.envs = open_run(args), envs
+            obs, _ = envs.reset(seed=random_seeds(args, "train", count=args.num_envs))
+            self.state = {"iteration": 0, "elapsed": 0.0, "obs": obs, "adam": adam, "episodes": [], "rows": []}
+        if args.track:  # mirrors what goes to TensorBoard; WANDB_PROJECT and WANDB_ENTITY choose where
+            importlib.import_module("wandb").init(
+                name=self.folder.name, config=vars(args), sync_tensorboard=True, save_code=True
+            )
+        self.writer = SummaryWriter(self.folder, purge_step=self.global_step + 1)
+        table = "\n".join(f"|{name}|{value}|" for name, value in vars(args).items())
+        self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
+        self.stop, self.handlers = [], {}  # signals received: the iteration under way is finished, nothing is lost
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            self.handlers[signum] = signal.signal(signum, self.request_stop)
+        self.start_time = time.perf_counter() - self.state["elapsed"]
+        total = self.num_iterations * self.batch_size
+        self.bar = tqdm(total=total, initial=self.global_step, unit="step", disable=None)
+
+    @property
+    def global_step(self):
+        return self.state["iteration"] * self.batch_size
+
+    def request_stop(self, signum, _):
+        self.stop.append(signum)
+        signal.signal(signum, self.handlers[signum])  # a second one stops at once
+
+    def goes_on(self, diagnose=dict):
+        """Evaluates and saves where due: at the start, whenever a multiple of eval_every is passed, at the end.
+
+        diagnose() -> further columns of progress.csv. Returns False at the end; ends the program where a signal asked.
+        """
+        args, state, step = self.args, self.state, self.global_step
+        evaluated = state["rows"][-1]["global_step"] if state["rows"] else -1
+        finished = state["iteration"] == self.num_iterations
+        due = step // args.eval_every > evaluated // args.eval_every or (finished and step > evaluated)
+        if due:
+            seeds = random_seeds(args, "eval", step, args.eval_episodes)
+            eval_return, eval_success = evaluate(args, self.learners["actor"], seeds, self.device)
+            train_return, _, train_success = np.mean(state["episodes"] or [[math.nan] * 3], axis=0).tolist()
+            seconds = time.perf_counter() - self.start_time
+            row = {"global_step": step, "eval_return": eval_return, "eval_success": eval_success}
+            row |= {"train_return": train_return, "train_success": train_success}
+            row |= {"sps": step / seconds, "wall_time": seconds} | diagnose()
+            state["episodes"] = []
+            state["rows"].append(row)
+            lines = [row, *(row.values() for row in state["rows"])]  # the keys, then the values
+            text = "".join(",".join(map(str, line)) + "\n" for line in lines)
+            write_atomically(self.folder / "progress.csv", lambda file: file.write(text.encode()))
+            self.writer.add_scalar("eval/return", eval_return, step)
+            if math.isfinite(eval_success):
+                self.writer.add_scalar("eval/success", eval_success, step)
+            self.bar.set_postfix_str(f"return {eval_return:.2f}, success {eval_success:.2f}", refresh=False)
+        if due or self.stop:
+            state["elapsed"] = time.perf_counter() - self.start_time
+            save_checkpoint(self.folder, self.learners, self.envs, state)
+        if not (finished or self.stop):
+            return True
+        for signum, handler in self.handlers.items():
+            signal.signal(signum, handler)
+        for resource in (self.bar, self.envs, self.writer):
+            resource.close()
+        if not finished:
+            print(f"stopped at step {step}; continue with: python {Path(__file__).name} --resume {self.folder}")
+            sys.exit(128 + self.stop[0])
+        print_summary(self.folder, state["rows"])
+        return False
+
+    def log(self, losses, episodes, lr):
+        """Ends an iteration: counts it and logs it; exit status 1 if a loss or a parameter is not finite."""
+        self.state["iteration"] += 1
+        self.state["episodes"] += episodes
+        bad = [name for name, x in losses.items() if not math.isfinite(x) and name != "explained_variance"]
+        for name, learner in self.learners.items():
+            bad += [f"parameter {name}.{key}" for key, p in learner.named_parameters() if not p.isfinite().all()]
+        if bad:  # the last checkpoint stays as it was
+            where = f"error: iteration {self.state['iteration']}: {bad[0]} is not finite"
+            sys.exit(f"{where}; the last good checkpoint is in {self.folder}")
+        scalars = {f"losses/{name}": value for name, value in losses.items()}
+        if episodes:
+            scalars["charts/episodic_return"], scalars["charts/episodic_length"], _ = np.mean(episodes, axis=0)
+        scalars["charts/learning_rate"] = lr
+        scalars["charts/SPS"] = self.global_step / (time.perf_counter() - self.start_time)
+        for name, value in scalars.items():
+            self.writer.add_scalar(name, value, self.global_step)
+        self.bar.update(self.batch_size)
 
 
 def print_summary(folder, rows):
@@ -508,161 +617,6 @@ def print_summary(folder, rows):
         print(f"95 % success       {f'first evaluated at step {solved[0]}' if solved else 'not reached'}")
     print(f"training time      {last['wall_time']:.1f} s, {last['sps']:.0f} steps/s")
     print(f"run folder         {folder}")
-
-
-def track(args, folder):
-    """Mirrors what goes to TensorBoard to Weights & Biases."""
-    import wandb
-
-    project = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": folder.name}
-    wandb.init(**project, config=vars(args), sync_tensorboard=True, save_code=True)
-
-
-def main(args):
-    check_args(args)
-    torch.set_num_threads(1)  # the fastest for networks this small, and it leaves the other cores to other runs
-    device = torch.device("cuda" if args.cuda else "cpu")
-    envs, umbrella = make_envs(args, args.num_envs)
-    obs_dim, action_space = envs.single_observation_space.shape[0], envs.single_action_space
-    if not umbrella:
-        args.chain_length = 0
-    if args.num_steps is None:
-        args.num_steps = args.chain_length * max(1, 50 // args.chain_length) if umbrella else 50
-    args.batch_size = args.num_envs * args.num_steps
-    args.num_iterations = args.total_timesteps // args.batch_size
-    if args.num_iterations == 0:
-        fail(
-            f"--total-timesteps {args.total_timesteps} is less than num_envs * num_steps = {args.batch_size}, one batch"
-        )
-
-    # Agent
-    torch.manual_seed(args.seed)
-    actor, critic = Actor(obs_dim, action_space).to(device), Critic(obs_dim).to(device)
-    theta, phi = flat_parameters(actor), flat_parameters(critic)
-    learners = {"actor": actor, "critic": critic}
-
-    # Evaluate only, resume, or begin
-    if args.evaluate:
-        load_checkpoint(args, learners, envs, device)
-        seeds = random_seeds(args, "evaluate", count=args.eval_episodes)
-        eval_return, eval_success = evaluate(args, actor, seeds, device)
-        print(f"{len(seeds)} episodes: return {eval_return:.3f}, success {eval_success:.3f}")
-        return
-    if args.resume:
-        folder = Path(args.resume)
-        envs, state = load_checkpoint(args, learners, envs, device)
-    else:
-        folder = open_run(args)
-        obs, _ = envs.reset(seed=random_seeds(args, "train", count=args.num_envs))
-        state = {"iteration": 0, "elapsed": 0.0, "obs": obs, "episodes": [], "rows": []}
-        state["adam"] = {"actor": new_adam(theta), "critic": new_adam(phi)}
-    if args.track:
-        track(args, folder)
-    global_step = state["iteration"] * args.batch_size
-    writer = SummaryWriter(folder, purge_step=global_step + 1)
-    table = "\n".join(f"|{name}|{value}|" for name, value in vars(args).items())
-    writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
-    stop, handlers = [], {}  # signals received: the iteration under way is finished first, so that nothing is lost
-
-    def request_stop(signum, _):
-        stop.append(signum)
-        signal.signal(signum, handlers[signum])  # a second one stops at once
-
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        handlers[signum] = signal.signal(signum, request_stop)
-    start_time = time.perf_counter() - state["elapsed"]
-    bar = tqdm(total=args.num_iterations * args.batch_size, initial=global_step, unit="step", disable=None)
-
-    while True:
-        # Evaluation and checkpoint, at the start, whenever a multiple of eval_every is passed, and at the end
-        rows = state["rows"]
-        evaluated = rows[-1]["global_step"] if rows else -1
-        finished = state["iteration"] == args.num_iterations
-        due = global_step // args.eval_every > evaluated // args.eval_every or (finished and global_step > evaluated)
-        if due:
-            eval_seeds = random_seeds(args, "eval", global_step, args.eval_episodes)
-            eval_return, eval_success = evaluate(args, actor, eval_seeds, device)
-            train_return, _, train_success = np.mean(state["episodes"] or [[math.nan] * 3], axis=0).tolist()
-            state["episodes"] = []
-            state["elapsed"] = time.perf_counter() - start_time
-            row = {
-                "global_step": global_step,
-                "eval_return": eval_return,
-                "eval_success": eval_success,
-                "train_return": train_return,
-                "train_success": train_success,
-                "sps": global_step / state["elapsed"],
-                "wall_time": state["elapsed"],
-            }
-            rows.append(row)
-            write_csv(folder / "progress.csv", rows)
-            writer.add_scalar("eval/return", eval_return, global_step)
-            if math.isfinite(eval_success):
-                writer.add_scalar("eval/success", eval_success, global_step)
-            bar.set_postfix_str(f"return {eval_return:.2f}, success {eval_success:.2f}", refresh=False)
-        if due or stop:
-            state["elapsed"] = time.perf_counter() - start_time
-            save_checkpoint(folder, learners, envs, state)
-        if finished or stop:
-            break
-
-        # Rollout
-        batch, state["obs"], episodes = rollout(envs, actor, state["obs"], args, device)
-        with torch.no_grad():
-            logprobs, _ = actor(batch.obs, batch.actions)  # [T, N]
-            values, next_values = critic(batch.obs), critic(batch.next_obs)  # [T, N]
-            advantages = compute_gae(
-                batch.rewards, values, next_values, batch.terminations, batch.dones, args.gamma, args.gae_lambda
-            )
-            returns = advantages + values
-
-        # Update
-        frac = 1.0 - state["iteration"] / args.num_iterations if args.anneal_lr else 1.0
-        lr = frac * args.learning_rate
-        adam = state["adam"]
-        stats = []  # one row [6] per minibatch
-        for _ in range(args.update_epochs):
-            for mb in torch.randperm(args.num_envs).to(device).chunk(args.num_minibatches):  # whole environments
-                obs, actions = batch.obs[:, mb], batch.actions[:, mb]
-                mb_advantages = normalize(advantages[:, mb]) if args.norm_adv else advantages[:, mb]
-                new_logprobs, entropies = actor(obs, actions)
-                loss, mb_stats = policy_loss(
-                    new_logprobs, entropies, logprobs[:, mb], mb_advantages, args.clip_coef, args.ent_coef
-                )
-                v_loss = value_loss(critic(obs), values[:, mb], returns[:, mb], args)
-                (loss + args.vf_coef * v_loss).backward()
-                adam["actor"] = descend(theta, adam["actor"], lr, args.max_grad_norm)
-                adam["critic"] = descend(phi, adam["critic"], lr, args.max_grad_norm)
-                stats.append(torch.cat([mb_stats, v_loss.detach()[None]]))
-            if args.target_kl is not None and mb_stats[3] > args.target_kl:
-                break
-
-        # Logging
-        state["iteration"] += 1
-        global_step = state["iteration"] * args.batch_size
-        state["episodes"] += episodes
-        names = ["policy_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "value_loss"]
-        losses = dict(zip(names, torch.stack(stats).mean(0).tolist(), strict=True))
-        check_finite(state["iteration"], losses, learners, folder)
-        losses["explained_variance"] = (1 - advantages.var() / returns.var()).item()
-        for name, value in losses.items():
-            writer.add_scalar(f"losses/{name}", value, global_step)
-        if episodes:
-            writer.add_scalar("charts/episodic_return", np.mean(episodes, axis=0)[0], global_step)
-            writer.add_scalar("charts/episodic_length", np.mean(episodes, axis=0)[1], global_step)
-        writer.add_scalar("charts/learning_rate", lr, global_step)
-        writer.add_scalar("charts/SPS", global_step / (time.perf_counter() - start_time), global_step)
-        bar.update(args.batch_size)
-
-    for signum, handler in handlers.items():
-        signal.signal(signum, handler)
-    bar.close()
-    envs.close()
-    writer.close()
-    if not finished:
-        print(f"stopped at step {global_step}; continue with: python {Path(__file__).name} --resume {folder}")
-        sys.exit(128 + stop[0])
-    print_summary(folder, rows)
 
 
 if __name__ == "__main__":
