@@ -85,18 +85,19 @@ class Args:
 
     # The intrinsic reward
 
-    irn: str = "attention"  # attention: reads the whole episode (SAIR, MetaIRN); mlp: one state and action (LIRPG)
-    meta_learning_rate: float = 1e-4  # Adam's step size for the intrinsic reward network
-    intrinsic_coef: float = 0.3  # weight of the intrinsic reward in the policy's reward
+    irn: str = "redistribution"  # redistribution: moves reward in time; attention: SAIR, MetaIRN; mlp: LIRPG
+    irn_from: str | None = None  # begin with this network: a run folder or an irn.pt; {seed} stands for this run's seed
+    meta_learning_rate: float = 1e-3  # Adam's step size for the intrinsic reward network; 0: it stays as it is
+    intrinsic_coef: float = 1.0  # weight of the intrinsic reward in the policy's reward
     extrinsic_coef: float = 1.0  # weight of the extrinsic reward there; 0: only the intrinsic reward is learned from
     inner_steps: int = (
         1  # policy steps that a meta-gradient looks back through; divides update_epochs * num_minibatches
     )
-    outer_batch: str = (
-        "same"  # of the outer loss. same: the inner steps' episodes; held-out: the epoch's next minibatch
+    outer_batch: str = "held-out"  # of the outer loss: the epoch's next minibatch; same: the inner steps' episodes
+    outer_gamma: float = (
+        1.0  # discount factor of the outer loss's extrinsic advantage; without an end in sight: below 1
     )
-    outer_gamma: float | None = None  # discount factor of the outer loss's extrinsic advantage (default: gamma)
-    outer_gae_lambda: float | None = None  # its lambda (default: gae_lambda); both 1: return minus value, far-sighted
+    outer_gae_lambda: float = 1.0  # its lambda; both 1: return minus value, far-sighted whatever PPO's own sight is
 
 
 def layer_init(layer, std=2**0.5, bias_const=0.0):
@@ -169,12 +170,17 @@ def flat_parameters(module):
 
 
 class IntrinsicRewardNetwork(nn.Module):
-    """r_in for every step of whole episodes: self-attention over the episode and a linear head (MetaIRN, section 3).
+    """r_in for every step of the episodes in a rollout. Three kinds:
 
-    kind "attention" sees the episode's observations, actions, extrinsic rewards and times; a step attends to all steps
-    of its own episode, earlier and later, and to nothing else. An episode that the rollout's start or end cuts is seen,
-    and its time counted, as far as the rollout reaches. kind "mlp" is LIRPG's r_in(s_t, a_t): it sees one step's
-    observation and action.
+    redistribution: moves extrinsic reward in time and creates none. Each step's reward is spread over the steps of its
+        episode by weights that sum to 1, so r_in sums to 0 in every episode. No value path, no head: nothing can drift.
+        The pairwise weights of Zheng et al. (AAAI 2022) as a zero-sum attention; their logits are scaled by the log of
+        the episode's length, so that attention is as sharp on long episodes as on short ones (Nakanishi 2025).
+    attention: self-attention and a linear head (MetaIRN, section 3) over observations, actions, rewards and times.
+    mlp: LIRPG's r_in(s_t, a_t), of one step's observation and action.
+
+    The first two see the whole episode, earlier and later steps, and nothing else. An episode that the rollout's start
+    or end cuts is seen, and its time counted, as far as the rollout reaches.
     """
 
     def __init__(self, obs_dim, action_space, kind, dim=32):
@@ -182,32 +188,45 @@ class IntrinsicRewardNetwork(nn.Module):
         self.kind = kind
         self.num_actions = int(action_space.n) if isinstance(action_space, gym.spaces.Discrete) else None
         action_dim = self.num_actions or action_space.shape[0]
-        if kind == "mlp":
-            self.net = make_mlp(obs_dim + action_dim, 1, std=0.01)
-        else:
+        self.config = {"kind": kind, "obs_dim": obs_dim, "action_dim": action_dim, "discrete": bool(self.num_actions)}
+        if kind == "redistribution":
+            self.embed = layer_init(nn.Linear(obs_dim + 3, dim), std=1.0)
+            self.query = layer_init(nn.Linear(dim, dim), std=0.1)  # at first the weights are nearly uniform
+            self.key = layer_init(nn.Linear(dim, dim), std=1.0)
+        elif kind == "attention":
             self.embed = layer_init(nn.Linear(obs_dim + action_dim + 2, dim), std=1.0)
             self.qkv = layer_init(nn.Linear(dim, 3 * dim), std=1.0)
             self.out = layer_init(nn.Linear(dim, dim), std=1.0)
             self.head = layer_init(nn.Linear(dim, 1), std=0.01)
+        else:
+            self.net = make_mlp(obs_dim + action_dim, 1, std=0.01)
 
     def forward(self, obs, actions, rewards, dones):
-        """obs [T, N, obs_dim], actions [T, N] or [T, N, action_dim], rewards and dones [T, N] -> r_in [T, N], and the
-        attention [N, 1, T, T] (row: the step that attends; mlp: every step to itself)."""
+        """obs [T, N, obs_dim], actions [T, N] or [T, N, action_dim], rewards and dones [T, N] -> r_in [T, N], weights
+        [N, 1, T, T]. Row: the step that is paid, column: the step it is paid for or attends to (mlp: only itself)."""
         T, N = rewards.shape
         if self.num_actions:
             actions = nn.functional.one_hot(actions, self.num_actions).to(rewards.dtype)  # [T, N, num_actions]
         if self.kind == "mlp":
-            attention = torch.eye(T, dtype=rewards.dtype, device=rewards.device).expand(N, 1, T, T)
-            return self.net(torch.cat([obs, actions], -1)).squeeze(-1), attention
+            weights = torch.eye(T, dtype=rewards.dtype, device=rewards.device).expand(N, 1, T, T)
+            return self.net(torch.cat([obs, actions], -1)).squeeze(-1), weights
         episode, time = episodes_and_times(dones)  # [T, N]
+        same = episode.T[:, :, None] == episode.T[:, None, :]  # [N, T, T] both steps belong to one episode
+        if self.kind == "redistribution":
+            length = same.sum(-1).T  # [T, N] of the step's episode
+            times = torch.stack([time, length - 1 - time], -1).log1p() / 3  # [T, N, 2] since its start, to its end
+            h = torch.cat([obs, rewards.unsqueeze(-1), times], -1)  # [T, N, features]
+            h = self.embed(h.transpose(0, 1)).tanh()  # [N, T, dim]
+            scores = self.key(h) @ self.query(h).transpose(-1, -2) / math.sqrt(h.shape[-1])  # [N, source, destination]
+            scores = scores * (length.T.log() / math.log(10)).unsqueeze(-1)
+            weights = scores.masked_fill(~same, -math.inf).softmax(-1)  # [N, T, T] a source's weights sum to 1
+            return (rewards.T.unsqueeze(1) @ weights).squeeze(1).T - rewards, weights.transpose(1, 2).unsqueeze(1)
         x = torch.cat([obs, actions, rewards.unsqueeze(-1), time.log1p().unsqueeze(-1)], -1)  # [T, N, features]
         x = self.embed(x.transpose(0, 1)).tanh()  # [N, T, dim]
-        others = episode.T[:, :, None] != episode.T[:, None, :]  # [N, T, T]
         q, k, v = self.qkv(x).chunk(3, -1)  # [N, T, dim] each
         scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # [N, T, T]
-        attention = scores.masked_fill(others, -math.inf).softmax(-1)
-        x = x + self.out(attention @ v)  # [N, T, dim]
-        return self.head(x).squeeze(-1).T, attention.unsqueeze(1)
+        weights = scores.masked_fill(~same, -math.inf).softmax(-1)
+        return self.head(x + self.out(weights @ v)).squeeze(-1).T, weights.unsqueeze(1)
 
 
 def episodes_and_times(dones):
@@ -381,7 +400,9 @@ def inner_step(actor, theta, adam, irn, mb, lr, args):
     theta [P]: the actor's parameters; adam: their Adam state. Returns theta', its state, the mixed advantages [T, n]
     (without graph; the mixed critic's regression targets less its values) and statistics to log.
     """
-    r_in, _ = irn(mb.obs, mb.actions, mb.rewards, mb.dones)  # [T, n]
+    meta = args.meta_learning_rate > 0  # else the network stays as it is, and no graph is kept
+    with torch.set_grad_enabled(meta):
+        r_in, _ = irn(mb.obs, mb.actions, mb.rewards, mb.dones)  # [T, n]
     mixed_rewards = args.extrinsic_coef * mb.rewards + args.intrinsic_coef * r_in
     advantages = compute_gae(
         mixed_rewards, mb.values, mb.next_values, mb.terminations, mb.dones, args.gamma, args.gae_lambda
@@ -389,7 +410,7 @@ def inner_step(actor, theta, adam, irn, mb, lr, args):
     mb_advantages = normalize(advantages) if args.norm_adv else advantages
     new_logprobs, entropies = functional_call(actor, unflatten(theta, actor), (mb.obs, mb.actions))
     loss, stats = policy_loss(new_logprobs, entropies, mb.logprobs, mb_advantages, args.clip_coef, args.ent_coef)
-    (grad,) = torch.autograd.grad(loss, theta, create_graph=True)
+    (grad,) = torch.autograd.grad(loss, theta, create_graph=meta)
     theta, adam = adam_step(theta, clip_grad_norm(grad, args.max_grad_norm), adam, lr)
     return theta, adam, advantages.detach(), stats
 
@@ -412,6 +433,8 @@ def main(args):
     ext_critic = copy.deepcopy(critic)
     with torch.random.fork_rng(devices=[]):  # so that the rollouts draw the numbers that ppo_vanilla.py draws
         irn = IntrinsicRewardNetwork(obs_dim, action_space, args.irn).to(device)
+    if args.irn_from and not (args.resume or args.evaluate):
+        load_irn(args.irn_from.replace("{seed}", str(args.seed)), irn, device)
     learners = {"actor": actor, "critic": critic, "ext_critic": ext_critic, "irn": irn}
     theta, phi, ext_phi, eta = [flat_parameters(learner) for learner in learners.values()]
     adam = {name: new_adam(p) for name, p in zip(learners, (theta, phi, ext_phi, eta), strict=True)}
@@ -462,11 +485,12 @@ def main(args):
                 if len(inner_envs) == args.inner_steps:
                     held_out = args.outer_batch == "held-out"
                     outer_envs = minibatches[(i + 1) % len(minibatches)] if held_out else torch.cat(inner_envs)
-                    meta_loss = outer_loss(actor, inner_theta, Minibatch(*(x[:, outer_envs] for x in data)), args)
-                    meta_loss.backward(inputs=list(irn.parameters()))
-                    meta_stats.append(torch.stack([meta_loss.detach(), eta.grad.norm()]))
-                    meta_lr = frac * args.meta_learning_rate
-                    adam["irn"] = descend(eta, adam["irn"], meta_lr, args.max_grad_norm, eps=META_EPS)
+                    if args.meta_learning_rate > 0:
+                        meta_loss = outer_loss(actor, inner_theta, Minibatch(*(x[:, outer_envs] for x in data)), args)
+                        meta_loss.backward(inputs=list(irn.parameters()))
+                        meta_stats.append(torch.stack([meta_loss.detach(), eta.grad.norm()]))
+                        meta_lr = frac * args.meta_learning_rate
+                        adam["irn"] = descend(eta, adam["irn"], meta_lr, args.max_grad_norm, eps=META_EPS)
 
                     # Commit theta', without its graph
                     theta.data.copy_(inner_theta.data)
@@ -479,7 +503,8 @@ def main(args):
         # Logging
         names = ["policy_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "value_loss", "ext_value_loss"]
         losses = dict(zip(names, torch.stack(stats).mean(0).tolist(), strict=True))
-        losses |= dict(zip(["meta_loss", "meta_grad_norm"], torch.stack(meta_stats).mean(0).tolist(), strict=True))
+        if meta_stats:
+            losses |= dict(zip(["meta_loss", "meta_grad_norm"], torch.stack(meta_stats).mean(0).tolist(), strict=True))
         losses["explained_variance"] = (1 - ext_advantages.var() / ext_returns.var()).item()
         run.log(losses, episodes, lr)
 
@@ -540,22 +565,22 @@ def check_args(args):
 
 def check_irn_args(args):
     """Fails, naming the flag, on values of the intrinsic reward's arguments that no run could use."""
-    check(args, "irn", ["attention", "mlp"].__contains__, "be attention or mlp")
+    check(args, "irn", ["redistribution", "attention", "mlp"].__contains__, "be redistribution, attention or mlp")
     check(args, "outer_batch", ["same", "held-out"].__contains__, "be same or held-out")
     check(args, "inner_steps", lambda x: x >= 1, "be at least 1")
     coefs = "meta_learning_rate intrinsic_coef extrinsic_coef"
     check(args, coefs, lambda x: math.isfinite(x) and x >= 0, "be a finite number of at least 0")
-    check(args, "outer_gamma outer_gae_lambda", lambda x: x is None or 0 <= x <= 1, "lie in [0, 1]")
+    check(args, "outer_gamma outer_gae_lambda", lambda x: 0 <= x <= 1, "lie in [0, 1]")
     if args.intrinsic_coef == args.extrinsic_coef == 0:
         fail("--intrinsic-coef and --extrinsic-coef are both 0: the policy would have no reward to learn from")
+    if args.irn == "redistribution" and args.extrinsic_coef == 0:
+        fail("--extrinsic-coef 0 needs --irn attention or mlp: a redistributed reward alone sums to 0 in every episode")
     total = args.update_epochs * args.num_minibatches
     if total % args.inner_steps:
         fail(f"--inner-steps {args.inner_steps} must divide update_epochs * num_minibatches = {total}")
     splits = args.num_minibatches % args.inner_steps == 0 and args.inner_steps < args.num_minibatches
     if args.outer_batch == "held-out" and not splits:
         fail(f"--outer-batch held-out: --inner-steps {args.inner_steps} must divide num_minibatches and leave one over")
-    args.outer_gamma = args.gamma if args.outer_gamma is None else args.outer_gamma
-    args.outer_gae_lambda = args.gae_lambda if args.outer_gae_lambda is None else args.outer_gae_lambda
 
 
 def make_envs(args, num_envs):
@@ -802,6 +827,25 @@ def print_summary(folder, rows):
 INTRINSIC_SCALARS = ["mean", "std", "extrinsic_correlation", "advantage_share", "attention_entropy"]
 
 
+def load_irn(path, irn, device):
+    """Copies into `irn` the network of a run folder or an irn.pt. Such a file holds tensors and cannot run code."""
+    path = Path(path, "irn.pt") if Path(path).is_dir() else Path(path)
+    try:
+        network = torch.load(path, map_location=device, weights_only=True)
+        config, parameters = network["config"], network["parameters"]
+        if not all(p.isfinite().all() for p in parameters.values()):
+            raise ValueError
+        if config == irn.config:
+            irn.load_state_dict(parameters)
+    except OSError as error:
+        fail(f"--irn-from {path}: {error.strerror}")
+    except Exception:  # what a damaged file raises depends on where it is damaged
+        fail(f"--irn-from {path} is damaged, or not an irn.pt that a run of this script wrote")
+    for name, value in irn.config.items():
+        if config.get(name) != value:
+            fail(f"--irn-from {path}: its network has {name} {config.get(name)}, this run needs {value}")
+
+
 @torch.no_grad()
 def diagnose(irn, data, args):
     """What the intrinsic reward does on one rollout, all of whose environments `data` holds: scalars and arrays.
@@ -867,6 +911,8 @@ def log_irn(run, irn, data, losses):
         images |= {name: np.stack(credit[name], axis=1) for name in ("first_step_attention", "r_in_mean")}
         for name, values in images.items():
             run.writer.add_image(f"intrinsic/{name}", heat_map(values), run.global_step, dataformats="HWC")
+    network = {"config": irn.config, "parameters": irn.state_dict()}
+    write_atomically(run.folder / "irn.pt", lambda file: torch.save(network, file))
     columns = {f"intrinsic_{name}": value for name, value in scalars.items()}
     return columns | {name: losses.get(name, math.nan) for name in ("meta_loss", "meta_grad_norm")}
 

@@ -53,9 +53,9 @@ class UmbrellaEnv(gym.Env):
     reward nothing tells what was done. A critic can then no longer shorten the delay by bootstrapping from
     V(s_1), while the policy needs no memory still: the best first action depends on `need` alone.
 
-    invert_umbrella=True is not in bsuite: the final reward is then paid if have != need. What earns the reward is the
-    same as ever, what is right is the opposite: a policy that is carried over starts at 0 % success, a credit assignment
-    that is carried over is still right. Observations, random draws and all else stay as they are.
+    invert_umbrella=True is not in bsuite: the final reward is then paid if have != need. What earns it is the same as
+    ever, what is right is the opposite: a policy that is carried over starts at 0 % success, a credit assignment that
+    is carried over is still right. Observations, random draws and all else stay as they are.
 
     Raises ValueError for illegal arguments or actions, gymnasium.error.ResetNeeded for a step outside an episode.
     """
