@@ -438,6 +438,9 @@ def main(args):
     learners = {"actor": actor, "critic": critic, "ext_critic": ext_critic, "irn": irn}
     theta, phi, ext_phi, eta = [flat_parameters(learner) for learner in learners.values()]
     adam = {name: new_adam(p) for name, p in zip(learners, (theta, phi, ext_phi, eta), strict=True)}
+    if args.evaluate:
+        evaluate_only(args, learners, envs, device)
+        return
     run = Run(args, envs, learners, adam, device)
     adam = run.state["adam"]  # with --resume that of the checkpoint
     data, losses = None, {}  # of the iteration before
@@ -648,6 +651,14 @@ def evaluate(args, actor, seeds, device):
     return float(eval_return), float(eval_success)
 
 
+def evaluate_only(args, learners, envs, device):
+    """What --evaluate does instead of training."""
+    load_checkpoint(args, learners, envs, device)
+    seeds = random_seeds(args, "evaluate", count=args.eval_episodes)
+    eval_return, eval_success = evaluate(args, learners["actor"], seeds, device)
+    print(f"{len(seeds)} episodes: return {eval_return:.3f}, success {eval_success:.3f}")
+
+
 def write_atomically(path, write):
     """Calls write(temporary file) and renames it to `path`, so that `path` is at any moment whole: old or new."""
     temporary = path.with_name(path.name + ".tmp")
@@ -718,12 +729,6 @@ class Run:
         self.args, self.learners, self.device = args, learners, device
         self.batch_size = args.num_envs * args.num_steps
         self.num_iterations = args.total_timesteps // self.batch_size
-        if args.evaluate:
-            load_checkpoint(args, learners, envs, device)
-            seeds = random_seeds(args, "evaluate", count=args.eval_episodes)
-            eval_return, eval_success = evaluate(args, learners["actor"], seeds, device)
-            print(f"{len(seeds)} episodes: return {eval_return:.3f}, success {eval_success:.3f}")
-            sys.exit()
         if args.resume:
             self.folder = Path(args.resume)
             self.envs, self.state = load_checkpoint(args, learners, envs, device)

@@ -1,3 +1,4 @@
+import signal
 import sys
 
 import pytest
@@ -7,6 +8,8 @@ import ppo_metairn
 import ppo_vanilla
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script; children would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=[ppo_vanilla, ppo_metairn], ids=["vanilla", "metairn"])

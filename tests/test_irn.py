@@ -1,5 +1,7 @@
 """The intrinsic reward network is alive, and an episode's intrinsic reward depends on that episode alone."""
 
+import math
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -9,16 +11,22 @@ from ppo_metairn import Args, IntrinsicRewardNetwork, Minibatch, diagnose, episo
 
 T, N = 12, 3
 DISCRETE, BOX = gym.spaces.Discrete(3), gym.spaces.Box(-1, 1, (2,))
-SIZES = [(1, 1), (2, 2)]  # heads, layers
+SPACES = pytest.mark.parametrize("space", [DISCRETE, BOX], ids=["discrete", "box"])
+EPISODIC = pytest.mark.parametrize("kind", ["redistribution", "attention"])
 
 
-def make_irn(space=DISCRETE, kind="attention", heads=1, layers=1):
+def make_irn(space=DISCRETE, kind="redistribution"):
+    """With a redistribution that is far from uniform"""
     torch.manual_seed(0)
-    return IntrinsicRewardNetwork(4, space, kind, dim=8, heads=heads, layers=layers)
+    irn = IntrinsicRewardNetwork(4, space, kind, dim=8)
+    if kind == "redistribution":
+        irn.query.weight.data *= 20
+    return irn
 
 
 def make_episodes(space=DISCRETE, lengths=(5, 7)):
-    """obs, actions, rewards, dones of N environments, each holding episodes of the given lengths one after another."""
+    """obs, actions, rewards, dones of N environments, each with episodes of the given lengths one after another; what
+    is left of T is the beginning of an episode that the rollout's end cuts."""
     torch.manual_seed(1)
     obs, rewards, dones = torch.randn(T, N, 4), torch.randn(T, N), torch.zeros(T, N)
     dones[np.cumsum(lengths) - 1] = 1
@@ -33,11 +41,13 @@ def test_episodes_and_times():
     assert time.T.tolist() == [[0, 1, 0, 1, 2], [0, 0, 1, 2, 0]]
 
 
-@pytest.mark.parametrize("space", [DISCRETE, BOX], ids=["discrete", "box"])
-@pytest.mark.parametrize(("heads", "layers"), SIZES)
-@pytest.mark.parametrize("what", ["obs", "action", "reward"])
-def test_one_change_alters_every_step_of_its_episode_and_no_bit_of_any_other(space, heads, layers, what):
-    irn, episodes = make_irn(space, heads=heads, layers=layers), make_episodes(space)
+@SPACES
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [("redistribution", "obs"), ("redistribution", "reward")] + [("attention", x) for x in ("obs", "action", "reward")],
+)
+def test_one_change_alters_every_step_of_its_episode_and_no_bit_of_any_other(space, kind, what):
+    irn, episodes = make_irn(space, kind), make_episodes(space)
     before, _ = irn(*episodes)
     assert before.std(0).min() > 0  # varies over each trajectory
     obs, actions, rewards, dones = (x.clone() for x in episodes)
@@ -55,8 +65,9 @@ def test_one_change_alters_every_step_of_its_episode_and_no_bit_of_any_other(spa
     assert not changed.any()
 
 
-def test_an_episode_is_the_same_wherever_it_stands_in_the_rollout():
-    irn = make_irn()
+@EPISODIC
+def test_an_episode_is_the_same_wherever_it_stands_in_the_rollout(kind):
+    irn = make_irn(kind=kind)
     obs, actions, rewards, dones = make_episodes(lengths=(5, 7))
     swapped = [torch.cat([x[5:], x[:5]]) for x in (obs, actions, rewards, dones)]
     r_in, _ = irn(obs, actions, rewards, dones)
@@ -64,16 +75,54 @@ def test_an_episode_is_the_same_wherever_it_stands_in_the_rollout():
     torch.testing.assert_close(torch.cat([r_in[5:], r_in[:5]]), moved, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("heads", "layers"), SIZES)
-def test_attention_is_a_distribution_over_the_own_episode(heads, layers):
+@EPISODIC
+def test_weights_are_distributions_over_the_own_episode(kind):
+    """Of what a step attends to (attention), or of where a step's reward goes (redistribution)."""
     *episode, dones = make_episodes()
-    r_in, attention = make_irn(heads=heads, layers=layers)(*episode, dones)
+    r_in, weights = make_irn(kind=kind)(*episode, dones)
     assert r_in.shape == (T, N)
-    assert attention.shape == (N, heads, T, T)
-    torch.testing.assert_close(attention.sum(-1), torch.ones(N, heads, T))
+    assert weights.shape == (N, 1, T, T)
+    torch.testing.assert_close(weights.sum(-2 if kind == "redistribution" else -1), torch.ones(N, 1, T))
     own = torch.block_diag(torch.ones(5, 5), torch.ones(7, 7)).bool()
-    assert (attention[..., own] > 0).all()
-    assert (attention[..., ~own] == 0).all()
+    assert (weights[..., own] > 0).all()
+    assert (weights[..., ~own] == 0).all()
+
+
+@pytest.mark.parametrize("lengths", [(12,), (5, 7), (1, 4), (3, 3, 1), ()], ids=str)
+def test_redistribution_creates_no_reward(lengths):
+    """Its reward sums to 0 in every episode, also in one that the rollout's end cuts or that has a single step; and it
+    is what the weights say: a step gets its share of every reward, and gives up its own."""
+    obs, actions, rewards, dones = make_episodes(lengths=lengths)
+    r_in, weights = make_irn()(obs, actions, rewards, dones)
+    ends = sorted({0, *np.cumsum(lengths).astype(int).tolist(), T})
+    for start, end in zip(ends[:-1], ends[1:], strict=True):
+        torch.testing.assert_close(r_in[start:end].sum(0), torch.zeros(N), atol=1e-5, rtol=0)
+        assert end - start == 1 or r_in[start:end].abs().max() > 0.1
+    expected = torch.einsum("nhts,sn->tn", weights, rewards) - rewards
+    torch.testing.assert_close(r_in, expected, atol=1e-5, rtol=0)
+
+
+def test_redistribution_begins_nearly_uniform():
+    torch.manual_seed(0)
+    _, weights = IntrinsicRewardNetwork(4, DISCRETE, "redistribution")(*make_episodes(lengths=(12,)))
+    torch.testing.assert_close(weights, torch.full((N, 1, T, T), 1 / T), atol=0.5 / T, rtol=0)
+
+
+def test_redistribution_is_as_sharp_on_long_episodes_as_on_short_ones():
+    """Scalable softmax: with logits times log n, one step that stands out by a fixed margin keeps its weight. Here all
+    reward goes to where obs[0] is 1: a margin of c * log n / log 10 gives 1 / (1 + (n - 1) * n^(-c / log 10))."""
+    irn = IntrinsicRewardNetwork(1, DISCRETE, "redistribution", dim=1)
+    for p in irn.parameters():
+        torch.nn.init.zeros_(p)
+    irn.embed.weight.data[0, 0] = 20.0  # h = 1 where obs is 1, else 0
+    irn.query.weight.data.fill_(3.0)
+    irn.key.bias.data.fill_(1.0)
+    for n in (2, 10, 200):
+        obs = torch.zeros(n, 1, 1)
+        obs[0] = 1
+        _, weights = irn(obs, torch.zeros(n, 1, dtype=torch.long), torch.zeros(n, 1), torch.zeros(n, 1))
+        expected = 1 / (1 + (n - 1) * n ** (-3 / math.log(10)))
+        torch.testing.assert_close(weights[0, 0, 0], torch.full((n,), expected))
 
 
 def test_mlp_reads_one_state_and_action():
@@ -89,16 +138,21 @@ def test_mlp_reads_one_state_and_action():
     assert changed.nonzero().tolist() == [[3, 1], [6, 2]]
 
 
-@pytest.mark.parametrize("space", [DISCRETE, BOX], ids=["discrete", "box"])
-@pytest.mark.parametrize(("kind", "heads", "layers"), [("attention", 1, 1), ("attention", 2, 2), ("mlp", 1, 1)])
-def test_every_parameter_has_a_gradient(space, kind, heads, layers):
-    irn = make_irn(space, kind, heads, layers)
+@SPACES
+@pytest.mark.parametrize("kind", ["redistribution", "attention", "mlp"])
+def test_every_parameter_has_a_gradient(space, kind):
+    irn = make_irn(space, kind)
     (irn(*make_episodes(space))[0] * torch.randn(T, N)).sum().backward()
     for name, p in irn.named_parameters():
-        key_bias = torch.zeros_like(p, dtype=torch.bool)
-        if name.startswith("qkv") and name.endswith("bias"):
-            key_bias[8:16] = True  # a shift of all keys adds the same to every score of a row: no derivative, by theory
-        assert p.grad[~key_bias].abs().max() > 0, name
+        shift = torch.zeros_like(
+            p, dtype=torch.bool
+        )  # adds the same to all logits of a softmax: no gradient, by theory
+        if name == "qkv.bias":
+            shift[8:16] = True  # of all keys
+        elif name == "query.bias":
+            shift[:] = True  # of all queries: here the softmax goes over them
+        assert (p.grad[~shift].abs() > 0).any() or shift.all(), name
+        assert (p.grad[shift].abs() < 1e-5).all(), name
 
 
 def test_diagnose_on_a_known_reward():

@@ -86,6 +86,18 @@ def test_have_shows_the_first_action_unless_hidden():
     assert at_reset == {0, 1}  # random before the first action
 
 
+def test_inverted_it_pays_for_the_opposite_and_is_the_same_otherwise():
+    for seed in range(20):
+        for action in (0, 1):
+            plain, rewards, info = episode(UmbrellaEnv(4), [action, 1, 0, 1], seed)
+            inverted, inverted_rewards, inverted_info = episode(
+                UmbrellaEnv(4, invert_umbrella=True), [action, 1, 0, 1], seed
+            )
+            np.testing.assert_array_equal(plain, inverted)
+            np.testing.assert_array_equal(rewards * [1, 1, 1, -1], inverted_rewards)
+            assert inverted_info == {"success": not info["success"], "regret": 2.0 - info["regret"]}
+
+
 def test_coins_are_fair_and_independent():
     envs = UmbrellaVectorEnv(4000, chain_length=2, n_distractor=1)
     first, _ = envs.reset(seed=7)
@@ -97,7 +109,13 @@ def test_coins_are_fair_and_independent():
 
 
 @pytest.mark.parametrize(
-    "kwargs", [{"chain_length": 1}, {"chain_length": 5, "n_distractor": 3}, {"hide_umbrella": True}]
+    "kwargs",
+    [
+        {"chain_length": 1},
+        {"chain_length": 5, "n_distractor": 3},
+        {"hide_umbrella": True},
+        {"invert_umbrella": True, "chain_length": 4},
+    ],
 )
 def test_vector_of_one_reproduces_the_scalar_env(kwargs):
     env, envs = UmbrellaEnv(**kwargs), UmbrellaVectorEnv(1, **kwargs)
