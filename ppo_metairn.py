@@ -380,6 +380,7 @@ class Minibatch(NamedTuple):
     terminations: torch.Tensor
     dones: torch.Tensor
     logprobs: torch.Tensor
+    r_in: torch.Tensor  # of the IRN
     values: torch.Tensor  # of the mixed critic
     next_values: torch.Tensor
     ext_values: torch.Tensor  # of the extrinsic critic
@@ -400,9 +401,8 @@ def inner_step(actor, theta, adam, irn, mb, lr, args):
     theta [P]: the actor's parameters; adam: their Adam state. Returns theta', its state, the mixed advantages [T, n]
     (without graph; the mixed critic's regression targets less its values) and statistics to log.
     """
-    meta = args.meta_learning_rate > 0  # else the network stays as it is, and no graph is kept
-    with torch.set_grad_enabled(meta):
-        r_in, _ = irn(mb.obs, mb.actions, mb.rewards, mb.dones)  # [T, n]
+    meta = args.meta_learning_rate > 0  # else the IRN stays as it is, and no graph is kept
+    r_in = irn(mb.obs, mb.actions, mb.rewards, mb.dones)[0] if meta else mb.r_in  # [T, n]
     mixed_rewards = args.extrinsic_coef * mb.rewards + args.intrinsic_coef * r_in
     advantages = compute_gae(
         mixed_rewards, mb.values, mb.next_values, mb.terminations, mb.dones, args.gamma, args.gae_lambda
@@ -449,6 +449,7 @@ def main(args):
         batch, run.state["obs"], episodes = rollout(run.envs, actor, run.state["obs"], args, device)
         with torch.no_grad():
             logprobs, _ = actor(batch.obs, batch.actions)  # [T, N]
+            r_in, _ = irn(batch.obs, batch.actions, batch.rewards, batch.dones)  # [T, N]
             values, next_values = critic(batch.obs), critic(batch.next_obs)  # [T, N]
             ext_values, ext_next_values = ext_critic(batch.obs), ext_critic(batch.next_obs)  # [T, N]
             outer_horizon = args.outer_gamma, args.outer_gae_lambda
@@ -457,14 +458,15 @@ def main(args):
             )
             ext_returns = ext_advantages + ext_values
         data = Minibatch(
-            batch.obs, batch.actions, batch.rewards, batch.terminations, batch.dones, logprobs,
+            batch.obs, batch.actions, batch.rewards, batch.terminations, batch.dones, logprobs, r_in,
             values, next_values, ext_values, ext_advantages, ext_returns,
         )  # fmt: skip
 
         # Update
         frac = 1.0 - run.state["iteration"] / run.num_iterations if args.anneal_lr else 1.0
         lr = frac * args.learning_rate
-        stats, meta_stats = [], []  # one row [7] per minibatch, one row [2] per meta step
+        meta = args.meta_learning_rate > 0
+        stats, meta_stats = [], []  # one row [7] per minibatch (frozen: [6]), one row [2] per meta step
         inner_theta, inner_adam, inner_envs = theta, adam["actor"], []  # theta' and what it has learned from
         for _ in range(args.update_epochs):
             minibatches = torch.randperm(args.num_envs).to(device).chunk(args.num_minibatches)  # whole environments
@@ -475,20 +477,22 @@ def main(args):
                     actor, inner_theta, inner_adam, irn, mb, lr, args
                 )
 
-                # Critics, each on its own return
-                v_loss = value_loss(critic(mb.obs), mb.values, advantages + mb.values, args)
-                ext_v_loss = value_loss(ext_critic(mb.obs), mb.ext_values, mb.ext_returns, args)
-                (args.vf_coef * (v_loss + ext_v_loss)).backward()
+                # Critics, each on its own return; the extrinsic one serves the outer loss alone
+                v_losses = [value_loss(critic(mb.obs), mb.values, advantages + mb.values, args)]
+                if meta:
+                    v_losses.append(value_loss(ext_critic(mb.obs), mb.ext_values, mb.ext_returns, args))
+                (args.vf_coef * sum(v_losses)).backward()
                 adam["critic"] = descend(phi, adam["critic"], lr, args.max_grad_norm)
-                adam["ext_critic"] = descend(ext_phi, adam["ext_critic"], lr, args.max_grad_norm)
-                stats.append(torch.cat([mb_stats, torch.stack([v_loss, ext_v_loss]).detach()]))
+                if meta:
+                    adam["ext_critic"] = descend(ext_phi, adam["ext_critic"], lr, args.max_grad_norm)
+                stats.append(torch.cat([mb_stats, torch.stack(v_losses).detach()]))
 
                 # Outer step: the IRN on the extrinsic loss at theta', through the inner steps
                 inner_envs.append(mb_envs)
                 if len(inner_envs) == args.inner_steps:
-                    held_out = args.outer_batch == "held-out"
-                    outer_envs = minibatches[(i + 1) % len(minibatches)] if held_out else torch.cat(inner_envs)
-                    if args.meta_learning_rate > 0:
+                    if meta:
+                        held_out = args.outer_batch == "held-out"
+                        outer_envs = minibatches[(i + 1) % len(minibatches)] if held_out else torch.cat(inner_envs)
                         meta_loss = outer_loss(actor, inner_theta, Minibatch(*(x[:, outer_envs] for x in data)), args)
                         meta_loss.backward(inputs=list(irn.parameters()))
                         meta_stats.append(torch.stack([meta_loss.detach(), eta.grad.norm()]))
@@ -505,10 +509,10 @@ def main(args):
 
         # Logging
         names = ["policy_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "value_loss", "ext_value_loss"]
-        losses = dict(zip(names, torch.stack(stats).mean(0).tolist(), strict=True))
-        if meta_stats:
+        losses = dict(zip(names, torch.stack(stats).mean(0).tolist(), strict=meta))
+        if meta:
             losses |= dict(zip(["meta_loss", "meta_grad_norm"], torch.stack(meta_stats).mean(0).tolist(), strict=True))
-        losses["explained_variance"] = (1 - ext_advantages.var() / ext_returns.var()).item()
+            losses["explained_variance"] = (1 - ext_advantages.var() / ext_returns.var()).item()
         run.log(losses, episodes, lr)
 
 
@@ -842,7 +846,7 @@ def load_irn(path, irn, device):
             raise ValueError
         if config == irn.config:
             irn.load_state_dict(parameters)
-    except OSError as error:
+    except (FileNotFoundError, PermissionError) as error:
         fail(f"--irn-from {path}: {error.strerror}")
     except Exception:  # what a damaged file raises depends on where it is damaged
         fail(f"--irn-from {path} is damaged, or not an irn.pt that a run of this script wrote")

@@ -26,9 +26,10 @@ def make_problem(env_id, kind, num_envs=6, T=8):
         logprobs += 0.3 * torch.randn_like(logprobs)  # a behaviour policy far enough for some ratios to be clipped
         ext_advantages = torch.randn_like(logprobs)
         values = critic(batch.obs), critic(batch.next_obs), ext_critic(batch.obs)
+        r_in, _ = irn(batch.obs, batch.actions, batch.rewards, batch.dones)
     ends = batch.terminations, batch.dones
     data = m.Minibatch(
-        batch.obs, batch.actions, batch.rewards, *ends, logprobs, *values, ext_advantages, ext_advantages
+        batch.obs, batch.actions, batch.rewards, *ends, logprobs, r_in, *values, ext_advantages, ext_advantages
     )
     return args, actor, irn, data
 
