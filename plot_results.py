@@ -476,7 +476,9 @@ def plot_learning(learning, counts, styles, published):
         for axis, (estimate, low, high) in zip(column, scores, strict=True):
             color, line = styles[algorithm]["color"], styles[algorithm]["linestyle"]
             axis.plot(steps / 1000, estimate, line, color=color, linewidth=4 if wide else 1.5, label=algorithm)
-            axis.fill_between(steps / 1000, low, high, color=color, alpha=0.25, linewidth=0)
+            axis.fill_between(
+                steps / 1000, low, high, color=color, alpha=0.25 if len(styles) < 4 else 0.08, linewidth=0
+            )
         if len(styles) > 3:  # the texts would cover the curves; the tables have these numbers too
             continue
         position = list(styles).index(algorithm)
@@ -512,8 +514,9 @@ def plot_steps_to_95(runs, styles, budget, credit_map):
     )
     axis, *others = axes[0]
     lengths = np.sort(runs["chain_length"].unique())
-    room = np.log(lengths[1:] / lengths[:-1]).min() if len(lengths) > 1 else 0.5  # between two lengths
+    room = np.log(lengths[1:] / lengths[:-1]).min(initial=np.log(2))  # between two lengths
     top, low = 1.8 * budget, np.inf
+    axis.set(xscale="log", yscale="log", xlim=(lengths[0] * np.exp(-0.6 * room), lengths[-1] * np.exp(0.6 * room)))
     for i, (algorithm, style) in enumerate(styles.items()):
         groups = runs[runs["algorithm"] == algorithm].groupby("chain_length")["steps_to_95"]
         points = np.stack([quartiles(steps) for _, steps in groups])  # [lengths, 3]
@@ -524,14 +527,13 @@ def plot_steps_to_95(runs, styles, budget, credit_map):
         axis.errorbar(x, median, bars, linewidth=1.3, elinewidth=1, capsize=2, label=algorithm, **style)
         axis.plot(x[never], median[never], **style | {"linestyle": "", "markerfacecolor": "white", "zorder": 3})
     axis.axhline(budget, color="0.6", linewidth=0.8, zorder=0)
-    axis.text(
-        0.99, budget, "largest budget ", color="0.4", fontsize=8, transform=axis.get_yaxis_transform(), ha="right"
-    )
-    axis.set(xscale="log", yscale="log", ylim=(low / 1.4, top * 1.25))
+    right = {"transform": axis.get_yaxis_transform(), "ha": "right"}
+    axis.text(0.99, budget, "largest budget", color="0.4", fontsize=8, va="bottom", **right)
+    axis.set_ylim(low / 1.4, top * 1.25)
     axis.set(xlabel="episode length L [steps]", ylabel="environment steps to 95 % success\n(median, quartiles)")
     axis.set_xticks(lengths, lengths)
     axis.set_xticks([], minor=True)
-    axis.text(-0.01, top, "never", transform=axis.get_yaxis_transform(), ha="right", va="center")
+    axis.text(-0.01, top, "never", va="center", **right)
     axis.grid(alpha=0.3)
     norm = LogNorm(vmin=0.1 / max([1, *(length for (length, _), _ in maps)]), vmax=1)
     for axis, ((length, algorithm), rows) in zip(others, maps, strict=True):
