@@ -38,8 +38,8 @@ for number in $LENGTHS $SEEDS $TOTAL_TIMESTEPS "$WORKERS"; do
 done
 ((WORKERS > 0)) || fail "WORKERS must be at least 1"
 [[ $LAUNCHER =~ ^(local|slurm)$ ]] || fail "LAUNCHER must be local or slurm, got $LAUNCHER"
-[[ ! $STUDY || ! $TOTAL_TIMESTEPS ]] || fail "TOTAL_TIMESTEPS must not be set, as --smoke does: $STUDY sets it"
 [[ ! $STUDY || -f $STUDY && -r $STUDY ]] || fail "STUDY: there is no file $STUDY"
+[[ ! $STUDY || ! $TOTAL_TIMESTEPS ]] || fail "TOTAL_TIMESTEPS must not be set, as --smoke does: $STUDY sets it"
 "$PYTHON" -c 'import importlib.util as u; [u.find_spec(x).name for x in ("torch", "tyro", "rliable")]' 2>/dev/null ||
     fail "PYTHON=$PYTHON does not find torch, tyro and rliable: pip install -r requirements.txt, or set PYTHON"
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 # one thread a process

@@ -526,10 +526,10 @@ def plot_steps_to_95(runs, styles, budget, credit_map):
         bars = [median - q1, q3 - median]
         axis.errorbar(x, median, bars, linewidth=1.3, elinewidth=1, capsize=2, label=algorithm, **style)
         axis.plot(x[never], median[never], **style | {"linestyle": "", "markerfacecolor": "white", "zorder": 3})
+    axis.set_ylim(low / 1.4, top * 1.25)
     axis.axhline(budget, color="0.6", linewidth=0.8, zorder=0)
     right = {"transform": axis.get_yaxis_transform(), "ha": "right"}
     axis.text(0.99, budget, "largest budget", color="0.4", fontsize=8, va="bottom", **right)
-    axis.set_ylim(low / 1.4, top * 1.25)
     axis.set(xlabel="episode length L [steps]", ylabel="environment steps to 95 % success\n(median, quartiles)")
     axis.set_xticks(lengths, lengths)
     axis.set_xticks([], minor=True)
