@@ -62,7 +62,8 @@ while read -r name script lengths steps options; do
             arms+=("$name $length $script $steps $options")
     done
 done < <([[ $STUDY ]] && sed 's/#.*//' "$STUDY" ||
-    for length in $LENGTHS; do for algo in $ALGOS; do echo "$algo $algo $length $TOTAL_TIMESTEPS"; done; done)
+    for length in $LENGTHS; do for algo in $ALGOS; do echo "$algo $algo $length $TOTAL_TIMESTEPS"; done; done
+    echo) # ends a last line that has no end
 for name in $ALGOS; do [[ $'\n'$table == *$'\n'" $name "* ]] || fail "ALGOS: $STUDY has no arm $name"; done
 ((${#arms[@]})) || fail "LENGTHS: $STUDY has none of these: $LENGTHS"
 
