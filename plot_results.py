@@ -528,12 +528,11 @@ def plot_steps_to_95(runs, styles, budget, credit_map):
         axis.plot(x[never], median[never], **style | {"linestyle": "", "markerfacecolor": "white", "zorder": 3})
     axis.set_ylim(low / 1.4, top * 1.25)
     axis.axhline(budget, color="0.6", linewidth=0.8, zorder=0)
-    right = {"transform": axis.get_yaxis_transform(), "ha": "right"}
-    axis.text(0.99, budget, "largest budget", color="0.4", fontsize=8, va="bottom", **right)
+    axis.text(1.005 * axis.get_xlim()[0], budget, "largest budget", color="0.4", fontsize=8, va="bottom")
     axis.set(xlabel="episode length L [steps]", ylabel="environment steps to 95 % success\n(median, quartiles)")
     axis.set_xticks(lengths, lengths)
     axis.set_xticks([], minor=True)
-    axis.text(-0.01, top, "never", va="center", **right)
+    axis.text(-0.01, top, "never", transform=axis.get_yaxis_transform(), ha="right", va="center")
     axis.grid(alpha=0.3)
     norm = LogNorm(vmin=0.1 / max([1, *(length for (length, _), _ in maps)]), vmax=1)
     for axis, ((length, algorithm), rows) in zip(others, maps, strict=True):
