@@ -516,7 +516,8 @@ def plot_steps_to_95(runs, styles, budget, credit_map):
     lengths = np.sort(runs["chain_length"].unique())
     room = np.log(lengths[1:] / lengths[:-1]).min(initial=np.log(2))  # between two lengths
     top, low = 1.8 * budget, np.inf
-    axis.set(xscale="log", yscale="log", xlim=(lengths[0] * np.exp(-0.6 * room), lengths[-1] * np.exp(0.6 * room)))
+    axis.set(xscale="log", yscale="log", autoscaley_on=False)
+    axis.set(xlim=(lengths[0] * np.exp(-0.6 * room), lengths[-1] * np.exp(0.6 * room)))
     for i, (algorithm, style) in enumerate(styles.items()):
         groups = runs[runs["algorithm"] == algorithm].groupby("chain_length")["steps_to_95"]
         points = np.stack([quartiles(steps) for _, steps in groups])  # [lengths, 3]
