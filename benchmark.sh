@@ -4,13 +4,17 @@
 #   bash benchmark.sh                           # 100 runs, about 8 minutes on 2 cores
 #   bash benchmark.sh --smoke                   # a tiny version of everything in a temporary folder, half a minute
 #   LENGTHS="50 200" EXTRA_ARGS=--hide-umbrella OUT=runs/hidden bash benchmark.sh
+#   STUDY=FILE ALGOS=teacher OUT=runs/study bash benchmark.sh   # these of FILE's arms; without ALGOS, all of them
 #   LAUNCHER=slurm SBATCH_PARTITION=cpu bash benchmark.sh       # the same runs as one Slurm job array
 #   bash benchmark.sh --report                  # the figures again, of the runs that are finished
 #
 # Finished runs are skipped, interrupted ones continue from their checkpoint: after Ctrl-C, a crash or a power cut the
 # same command completes the set, with the same numbers. OUT holds the run folders, logs/ and results/.
-# Settings, printed at first: ALGOS LENGTHS SEEDS TOTAL_TIMESTEPS EXTRA_ARGS METAIRN_ARGS OUT WORKERS LAUNCHER PYTHON
-set -euo pipefail
+# A line of FILE is an arm, NAME SCRIPT LENGTHS TIMESTEPS [OPTIONS...]; {out} stands for OUT, # begins a comment:
+#   student ppo_metairn 20,50 100000 --irn-from {out}/UmbrellaLength-v0__teacher__10__{seed}
+# NAME is the algorithm's name in run folders and results. It may have several lines, of other LENGTHS.
+# Settings, printed at first: STUDY ALGOS LENGTHS SEEDS TOTAL_TIMESTEPS EXTRA_ARGS OUT WORKERS LAUNCHER PYTHON
+set -feuo pipefail
 fail() { echo "error: $*" >&2 && exit 2; }
 
 # Settings: environment variables
@@ -18,46 +22,74 @@ here=$(dirname "$0")
 mode=${1-}
 case $mode in
     '' | --report | --task) ;; # --task: one run, within a Slurm job array
-    -h | --help) sed -n '2,12s/^# \{0,1\}//p' "$0" && exit ;;
+    -h | --help) sed -n '2,16s/^# \{0,1\}//p' "$0" && exit ;;
     --smoke) : "${LENGTHS:=2 5}" "${SEEDS:=1 2}" "${TOTAL_TIMESTEPS:=10000}" "${OUT:=$(mktemp -d)}" ;;
     *) fail "unknown argument $mode; there are --smoke and --report, and settings: see the head of $0" ;;
 esac
-: "${ALGOS:=ppo_vanilla ppo_metairn}" "${LENGTHS:=2 5 10 20 50}" "${SEEDS:=1 2 3 4 5 6 7 8 9 10}"
-: "${TOTAL_TIMESTEPS:=100000}" "${EXTRA_ARGS:=}" "${METAIRN_ARGS:=}" "${OUT:=runs/benchmark}" "${LAUNCHER:=local}"
+[[ ${STUDY:=} ]] || : "${ALGOS:=ppo_vanilla ppo_metairn}" "${LENGTHS:=2 5 10 20 50}" "${TOTAL_TIMESTEPS:=100000}"
+: "${SEEDS:=1 2 3 4 5 6 7 8 9 10}" "${EXTRA_ARGS:=}" "${OUT:=runs/benchmark}" "${LAUNCHER:=local}"
 : "${WORKERS:=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)}"
 : "${PYTHON:=$([[ -x $here/.venv/bin/python ]] && echo "$here/.venv/bin/python" || echo python)}"
-settings=(ALGOS LENGTHS SEEDS TOTAL_TIMESTEPS EXTRA_ARGS METAIRN_ARGS OUT WORKERS LAUNCHER PYTHON)
-for number in $LENGTHS $SEEDS "$TOTAL_TIMESTEPS" "$WORKERS"; do
-    [[ $number =~ ^(0|[1-9][0-9]*)$ ]] || fail "LENGTHS, SEEDS, TOTAL_TIMESTEPS, WORKERS: $number is not a whole number"
+ALGOS=$(echo ${ALGOS-}) LENGTHS=$(echo ${LENGTHS-}) TOTAL_TIMESTEPS=${TOTAL_TIMESTEPS-} # single spaces
+settings=(STUDY ALGOS LENGTHS SEEDS TOTAL_TIMESTEPS EXTRA_ARGS OUT WORKERS LAUNCHER PYTHON)
+whole='(0|[1-9][0-9]*)'
+for number in $LENGTHS $SEEDS $TOTAL_TIMESTEPS "$WORKERS"; do
+    [[ $number =~ ^$whole$ ]] || fail "LENGTHS, SEEDS, TOTAL_TIMESTEPS, WORKERS: $number is not a whole number"
 done
 ((WORKERS > 0)) || fail "WORKERS must be at least 1"
 [[ $LAUNCHER =~ ^(local|slurm)$ ]] || fail "LAUNCHER must be local or slurm, got $LAUNCHER"
-for algo in $ALGOS; do [[ -f $here/$algo.py ]] || fail "ALGOS: there is no $here/$algo.py"; done
-for word in $EXTRA_ARGS $METAIRN_ARGS; do
-    [[ ! ${word//_/-} =~ ^--(seed|chain-length|total-timesteps|runs-dir|exp-name|resume|evaluate)(=|$) ]] ||
-        fail "EXTRA_ARGS, METAIRN_ARGS: must not set ${word%%=*}, the benchmark does"
-done
+[[ ! $STUDY || -f $STUDY && -r $STUDY ]] || fail "STUDY: there is no file $STUDY"
+[[ ! $STUDY || ! $TOTAL_TIMESTEPS ]] || fail "TOTAL_TIMESTEPS must not be set, as --smoke does: $STUDY sets it"
 "$PYTHON" -c 'import importlib.util as u; [u.find_spec(x).name for x in ("torch", "tyro", "rliable")]' 2>/dev/null ||
     fail "PYTHON=$PYTHON does not find torch, tyro and rliable: pip install -r requirements.txt, or set PYTHON"
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 # one thread a process
 
+# The arms that ALGOS and LENGTHS select: NAME LENGTH SCRIPT TIMESTEPS OPTIONS...
+arms=() table='' line=0 form="^[A-Za-z0-9.-]+(_[A-Za-z0-9.-]+)* [a-z_]+ $whole(,$whole)* $whole$"
+while read -r name script lengths steps options; do
+    line=$((line + 1)) where=${STUDY:+$STUDY, line $line: }
+    [[ $name ]] || continue
+    [[ "$name $script $lengths $steps" =~ $form ]] || fail "${where}not NAME SCRIPT LENGTHS TIMESTEPS [OPTIONS...]," \
+        "names of letters, digits, . - and single _, whole numbers: $name $script $lengths $steps"
+    [[ -f $here/$script.py ]] || fail "${where}there is no $here/$script.py"
+    for word in $options $EXTRA_ARGS; do
+        [[ ! ${word//_/-} =~ ^--(seed|chain-length|total-timesteps|runs-dir|exp-name|resume|evaluate)(=|$) ]] ||
+            fail "${where}options and EXTRA_ARGS must not set ${word%%=*}, the benchmark does"
+    done
+    table+=" $name $script $lengths $steps $options"$'\n'
+    for length in ${lengths//,/ }; do
+        [[ " ${ALGOS:-$name} " != *" $name "* || " ${LENGTHS:-$length} " != *" $length "* ]] ||
+            arms+=("$name $length $script $steps $options")
+    done
+done < <([[ $STUDY ]] && sed 's/#.*//' "$STUDY" ||
+    for length in $LENGTHS; do for algo in $ALGOS; do echo "$algo $algo $length $TOTAL_TIMESTEPS"; done; done
+    echo) # ends a last line that has no end
+for name in $ALGOS; do [[ $'\n'$table == *$'\n'" $name "* ]] || fail "ALGOS: $STUDY has no arm $name"; done
+((${#arms[@]})) || fail "LENGTHS: $STUDY has none of these: $LENGTHS"
+
 # The runs; seeds outermost, so that a benchmark that is cut off has about as many of each setting
-run_folder() { for folder in "$OUT"/*"__$1__$2__$3"; do echo "$folder"; done; }
+run_folder() { set +f && for folder in "$OUT"/*"__$1__$2__$3"; do echo "$folder"; done; } # always in a subshell: $()
 runs=() todo=()
-for seed in $SEEDS; do for length in $LENGTHS; do for algo in $ALGOS; do
-    run="$algo $length $seed"
+for seed in $SEEDS; do for arm in "${arms[@]}"; do
+    read -r name length _ <<<"$arm"
+    run="$name $length $seed"
     for other in ${runs[@]+"${runs[@]}"}; do [[ $run != "$other" ]] || fail "$run is listed twice"; done
     runs+=("$run")
     [[ -e $(run_folder $run)/finished ]] || todo+=("$run")
-done; done; done
+done; done
 
-set_command() { # algorithm length seed -> command, which starts or continues that run
-    local folder
+set_command() { # name length seed -> command, which starts or continues that run
+    local folder arm words word
     folder=$(run_folder "$@")
-    command=("$PYTHON" "$here/$1.py" --chain-length "$2" --seed "$3")
-    command+=(--total-timesteps "$TOTAL_TIMESTEPS" --eval-every 1000 --eval-episodes 100 --runs-dir "$OUT" $EXTRA_ARGS)
-    [[ $1 != ppo_metairn ]] || command+=($METAIRN_ARGS)
-    [[ ! -e $folder/checkpoint.pt ]] || command=("$PYTHON" "$here/$1.py" --resume "$folder")
+    for arm in "${arms[@]}"; do [[ $arm != "$1 $2 "* ]] || words=($arm); done
+    command=("$PYTHON" "$here/${words[2]}.py")
+    [[ ! -e $folder/checkpoint.pt ]] || { command+=(--resume "$folder") && return; }
+    command+=(--exp-name "$1" --chain-length "$2" --seed "$3" --total-timesteps "${words[3]}")
+    command+=(--eval-every 1000 --eval-episodes 100 --runs-dir "$OUT" $EXTRA_ARGS)
+    for word in "${words[@]:4}"; do
+        [[ $word != *"{out}"* ]] || word=${word%%"{out}"*}$OUT${word#*"{out}"}
+        command+=("$word")
+    done
 }
 
 report() { # the figures of what is finished, then what is not; exit status 1 if anything is missing
@@ -87,8 +119,8 @@ lock "$([[ $mode == --task ]] && echo SH || echo EX)" ||
 if [[ $mode != --task && -s $OUT/slurm/jobs && $(squeue --noheader --jobs "$(<"$OUT/slurm/jobs")" 2>/dev/null) ]]; then
     fail "Slurm jobs $(<"$OUT/slurm/jobs") are at work in $OUT: wait for them, cancel them, or set another OUT"
 fi
-code=$(cat "$here"/ppo_*.py "$here/umbrella_env.py" | cksum)
-kind="TOTAL_TIMESTEPS=$TOTAL_TIMESTEPS EXTRA_ARGS=$EXTRA_ARGS METAIRN_ARGS=$METAIRN_ARGS code=$code"
+code=$(cat "$here/"{ppo_metairn,ppo_vanilla,umbrella_env}.py | cksum)
+kind="STUDY=${STUDY:+$(cksum <<<"$table")} TOTAL_TIMESTEPS=$TOTAL_TIMESTEPS EXTRA_ARGS=$EXTRA_ARGS code=$code"
 [[ -e $OUT/kind ]] || echo "$kind" >"$OUT/kind"
 [[ $(<"$OUT/kind") == "$kind" ]] || fail "$OUT holds runs of another kind ($(<"$OUT/kind")), not $kind: set another OUT"
 

@@ -1,17 +1,23 @@
 """Statistics, figures and tables of a benchmark; from run folders, or from the CSV files that an earlier call wrote.
 
     python plot_results.py --runs runs/benchmark --out runs/benchmark/results    # what benchmark.sh calls
-    python plot_results.py                     # everything in results/ again, from results/*.csv
-    python plot_results.py --format pdf --credit-length 20 --credit-seed 3
+    python plot_results.py                     # everything in results/protocol again, from its CSV files
+    python plot_results.py --format pdf --credit-length 20 --credit-seed 3 --figures learning credit_attention
+    python plot_results.py --runs runs/study --out results/study --credit-map teacher:10 student:200
 
-With --runs, OUT gets what the run folders hold:
-    evaluations.csv     one row per evaluation of every finished run
-    credit.csv          mean r_in, and what the first step attends to; by run, 20 evaluations, and time in the episode
+With --runs, OUT gets what the run folders hold; an algorithm is what the benchmark calls an arm:
+    evaluations.csv.gz  return and success of every evaluation of every finished run, and two measures of its reward;
+                        at the last one also the first step's attention to the last step of its episode
+    credit.csv.gz       mean r_in, and what the first step attends to; by run of one algorithm, 10 evaluations, and time
+    credit_map.csv.gz   with --credit-map: weight with which each step's reward (source) goes to each step (destination)
     wall_clock.csv      steps/s and seconds of every finished run (the only one of these that differs when repeated)
     left_out.csv        the runs that are missing, unfinished or not finite, and why; they are in no other file
-    settings.json       the options that the runs of each algorithm have in common
+    settings.json       the options of each algorithm; by length where they differ
 and always what follows from these:
+    runs                table by run: steps to 95 % success, success and return at the end, first_to_last (the attention
+                        above: of a network that redistributes, the part of the last reward that the first step gets)
     summary             table by length: final return, steps to 95 % success
+    steps_to_95         table and figure: steps to 95 % success against length, beside the maps of credit_map.csv.gz
     aggregate           table and figure over all lengths: IQM, median, optimality gap, probability of improvement,
                         performance profiles
     learning            evaluation return and success against environment steps
@@ -26,6 +32,7 @@ stratified by length, with a fixed seed:
 """
 
 import functools
+import gzip
 import itertools
 import json
 import os
@@ -33,7 +40,7 @@ import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -48,13 +55,26 @@ plt.rcParams |= {"figure.constrained_layout.use": True, "font.size": 9, "svg.has
 # The MetaIRN paper's figure 4: final evaluation return, IQM of 10 seeds, 100k steps; length: (PPO, MetaIRN)
 PUBLISHED = {2: (0.90, 0.03), 5: (1.06, 0.33), 10: (0.78, 0.27), 20: (0.88, 0.51), 50: (0.79, 0.66)}
 PUBLISHED_MINUTES = 40 / 60, 200 / 60  # of a run, about: PPO, MetaIRN
-PUBLISHED_SETTING = {"env_id": "umbrella_env:UmbrellaLength-v0", "hide_umbrella": False, "total_timesteps": 100_000}
+PUBLISHED_SETTING = {"env_id": "umbrella_env:UmbrellaLength-v0", "total_timesteps": 100_000}
+PUBLISHED_SETTING |= {"hide_umbrella": False, "invert_umbrella": False}
 OPTIMUM = {"umbrella_env:UmbrellaLength-v0": 10.0, "umbrella_env:UmbrellaLengthBsuite-v0": 1.0}
-COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7"]  # Okabe-Ito: safe for colour-blind readers
-MARKERS = ["o", "s", "^", "D"]
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]  # Okabe-Ito: for all readers
+MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
+LINES = ["-", "--", ":"]
 RESAMPLES = 5_000
-CREDIT_POINTS = 20  # evaluations of a run in the credit figures
+CURVE_POINTS = 128  # at most, of a learning curve
+CREDIT_POINTS = 10  # evaluations of a run in the credit figures
 SOLVED = 0.95
+MEASURES = ["eval_return", "eval_success", "intrinsic_advantage_share", "intrinsic_attention_entropy"]
+FIGURES = Literal[
+    "learning",
+    "steps_to_95",
+    "final_return",
+    "aggregate",
+    "wall_clock",
+    "credit_attention",
+    "credit_reward",
+]
 RUN = ["algorithm", "chain_length", "seed"]
 DIFFER = {"exp_name", "seed", "chain_length", "num_steps", "runs_dir", "resume", "evaluate", "cuda", "track"}
 DIFFER |= {"wandb_project_name", "wandb_entity"}  # options in which the runs of one algorithm may differ
@@ -64,10 +84,16 @@ DIFFER |= {"wandb_project_name", "wandb_entity"}  # options in which the runs of
 class Args:
     runs: str | None = None
     """directory with run folders; without it, the CSV files in OUT are read"""
-    out: str = "results"
+    out: str = "results/protocol"
     """directory of the CSV files, tables and figures"""
     format: Literal["png", "svg", "pdf"] = "png"
     """of the figures"""
+    figures: tuple[FIGURES, ...] = get_args(FIGURES)
+    """the figures to draw; the tables are always written"""
+    credit_algorithm: str | None = None
+    """with --runs: algorithm of the credit figures (default: ppo_metairn if it is there)"""
+    credit_map: tuple[str, ...] = ()
+    """with --runs: ALGORITHM:LENGTH of the maps beside the steps to 95 %, of the lowest seed"""
     credit_length: int | None = None
     """episode length in the credit figures (default: the longest)"""
     credit_seed: int | None = None
@@ -87,6 +113,18 @@ def write_atomically(path, write):
     os.replace(temporary, path)
 
 
+def write_table(path, table):
+    """A CSV file, compressed where its name ends in .gz; the same bytes each time"""
+    data = table.to_csv(index=False, float_format="%.12g").encode()
+    data = gzip.compress(data, mtime=0) if path.suffix == ".gz" else data
+    write_atomically(path, lambda temporary: temporary.write_bytes(data))
+
+
+def digits(x, n=3):
+    """x [...] with n significant digits"""
+    return np.vectorize(lambda value: float(f"{value:.{n}g}"), otypes=[float])(x)
+
+
 # Reading
 
 
@@ -101,21 +139,38 @@ def read_run(folder, args):
     credit = pd.DataFrame()
     if (folder / "intrinsic.npz").exists():
         with np.load(folder / "intrinsic.npz") as arrays:
+            last = arrays["first_step_attention"][-1, args["chain_length"] - 1]
+            progress.loc[progress.index[-1], "first_to_last"] = digits(last)
             shown = np.unique(np.linspace(0, len(arrays["global_step"]) - 1, CREDIT_POINTS).round().astype(int))
             steps, times = arrays["global_step"][shown], range(args["chain_length"])
-            columns = {name: arrays[name][shown][:, times].ravel() for name in ("r_in_mean", "first_step_attention")}
+            names = "r_in_mean", "first_step_attention"
+            columns = {name: digits(arrays[name][shown][:, times].ravel()) for name in names}
         index = pd.MultiIndex.from_product([steps, times], names=["global_step", "time"])
-        credit = pd.DataFrame(columns, index=index).map(lambda x: float(f"{x:.3g}")).reset_index()
+        credit = pd.DataFrame(columns, index=index).reset_index()
     return progress, credit
 
 
-def collect(runs):
+def read_map(runs, name):
+    """Folders of finished runs by (algorithm, length, seed), and ALGORITHM:LENGTH -> attention_map, a row a weight"""
+    algorithm, _, length = name.rpartition(":")
+    found = [(run, f) for run, f in sorted(runs.items()) if (run[0], str(run[1])) == (algorithm, length)]
+    if not found or not (found[0][1] / "intrinsic.npz").exists():
+        fail(f"--credit-map {name}: no finished run with an intrinsic reward is of this ALGORITHM:LENGTH")
+    run, folder = found[0]
+    with np.load(folder / "intrinsic.npz") as arrays:
+        weights = digits(arrays["attention_map"])
+    destination, source = np.indices(weights.shape).reshape(2, -1) + 1
+    table = pd.DataFrame({"destination": destination, "source": source, "weight": weights.ravel()})
+    return table.assign(**dict(zip(RUN, run, strict=True)))
+
+
+def collect(runs, credit_algorithm, credit_map):
     """What the run folders in `runs` hold, as {file name: table}, and the settings; see the head of this file.
 
     Runs that cannot be used are named on stderr and in left_out.csv. So are runs that are not there: those of the
-    grid of all algorithms, lengths and seeds that occur in `runs`.
+    grid of each algorithm's lengths and all seeds that occur in `runs`.
     """
-    evaluations, credits, clocks, left_out, settings, found = [], [], [], {}, {}, set()
+    evaluations, credits, clocks, left_out, settings, found, used = [], [], [], {}, {}, set(), {}
     for folder in sorted(path.parent for path in Path(runs).glob("*/args.json")):
         try:
             args = json.loads((folder / "args.json").read_text())
@@ -135,37 +190,55 @@ def collect(runs):
             left_out[run] = str(error)
             continue
         same = {name: value for name, value in args.items() if name not in DIFFER}
-        for algorithm, (other_folder, other) in settings.items():
-            for name in sorted(same.keys() | other.keys() if algorithm == run[0] else PUBLISHED_SETTING.keys()):
+        for cell, (other_folder, other) in settings.items():
+            for name in sorted(same.keys() | other.keys() if cell == run[:2] else ["env_id"]):
                 if same.get(name) != other.get(name):
                     both = f"({same.get(name)}, {other.get(name)})"
                     fail(f"{folder} and {other_folder} differ in {name} {both}: plot them apart")
-        settings.setdefault(run[0], (folder, same))
+        settings.setdefault(run[:2], (folder, same))
+        used[run] = folder
         key = dict(zip(RUN, run, strict=True))
         last = progress.iloc[-1]
         clocks.append(key | {"sps": round(last["sps"]), "seconds": round(last["wall_time"], 2)})
-        digits = dict.fromkeys(progress.filter(regex="intrinsic|meta").columns, 6)
-        evaluations.append(progress.drop(columns=["sps", "wall_time"]).round(digits).assign(**key))
-        credits.append(credit.assign(**key))
+        columns = progress.columns.intersection(["global_step", *MEASURES, "first_to_last"])
+        evaluations.append(progress[columns].round(dict.fromkeys(MEASURES, 4)).assign(**key))
+        if run[0] == (credit_algorithm or "ppo_metairn") and len(credit):
+            credits.append(credit.assign(**key))
     if not evaluations:
         fail(f"there is no finished run in {runs}" + "".join(f"; {run}: {why}" for run, why in left_out.items()))
-    algorithms, lengths, seeds = (sorted(set(column)) for column in zip(*found, strict=True))
-    for run in ((a, length, s) for a in algorithms for length in lengths for s in seeds):
+    if credit_algorithm and not credits:
+        fail(f"--credit-algorithm {credit_algorithm}: no finished run with an intrinsic reward is of this algorithm")
+    cells, seeds = sorted({run[:2] for run in found}), sorted({run[2] for run in found})
+    for run in ((*cell, seed) for cell in cells for seed in seeds):
         if run not in found:
             left_out[run] = "missing: there is no readable run folder"
     for (algorithm, length, seed), why in left_out.items():
         print(f"left out: {algorithm}, L = {length}, seed {seed}: {why}", file=sys.stderr)
     tables = {
-        "evaluations.csv": pd.concat(evaluations),
-        "credit.csv": pd.concat(credits),
+        "evaluations.csv.gz": pd.concat(evaluations).dropna(axis=1, how="all"),
+        "credit.csv.gz": pd.concat(credits) if credits else pd.DataFrame(),
+        "credit_map.csv.gz": pd.concat([read_map(used, name) for name in credit_map] or [pd.DataFrame()]),
         "wall_clock.csv": pd.DataFrame(clocks),
         "left_out.csv": pd.DataFrame([(*run, why) for run, why in left_out.items()], columns=[*RUN, "reason"]),
     }
     for name, table in tables.items():
-        order = [c for c in [*RUN, "global_step", "time"] if c in table]
+        order = [c for c in [*RUN, "global_step", "time", "destination", "source"] if c in table]
         rest = [c for c in table if c not in order]
-        tables[name] = table.reindex(columns=order + rest).sort_values(order)
-    return tables, {algorithm: same for algorithm, (_, same) in sorted(settings.items())}
+        tables[name] = table.reindex(columns=order + rest).sort_values(order) if order else table
+    return tables, merge_settings({cell: same for cell, (_, same) in sorted(settings.items())})
+
+
+def merge_settings(settings):
+    """{(algorithm, length): {option: value}} -> {algorithm: {option: value, or {length: value} where they differ}}"""
+    merged = {}
+    for algorithm in dict.fromkeys(algorithm for algorithm, _ in settings):
+        lengths = {str(length): same for (a, length), same in settings.items() if a == algorithm}
+        merged[algorithm] = {}
+        for name in dict.fromkeys(itertools.chain.from_iterable(lengths.values())):
+            values = {length: same.get(name) for length, same in lengths.items()}
+            first, *others = values.values()
+            merged[algorithm][name] = first if all(value == first for value in others) else values
+    return merged
 
 
 # Statistics
@@ -190,12 +263,18 @@ def bootstrap(statistic, *scores):
 
 
 def curves(runs):
-    """All evaluations of one algorithm at one length -> steps [E]; IQM and interval of return and success [3, E]"""
+    """All evaluations of one algorithm at one length -> steps [E]; IQM and interval of return and success [3, E]
+
+    Of many evaluations, every second or third and so on, the last one included.
+    """
+    steps = np.sort(runs["global_step"].unique())[::-1]
+    steps = steps[:: -(-len(steps) // CURVE_POINTS)][::-1]
+    runs = runs[runs["global_step"].isin(steps)]
     table = runs.pivot(index="seed", columns="global_step", values=["eval_return", "eval_success"])
     if table.isna().any(axis=None):
         fail("runs of one algorithm and length were evaluated at different steps: plot them apart")
     points = bootstrap(lambda x: iqm(x[:, 0]), table.to_numpy()[:, None])  # [3, 2 E]
-    return runs["global_step"].unique(), *np.split(points, 2, axis=1)
+    return steps, *np.split(points, 2, axis=1)
 
 
 def steps_to_solve(runs):
@@ -204,13 +283,33 @@ def steps_to_solve(runs):
     return first.reindex(runs["seed"].unique()).fillna(np.inf)
 
 
+def quartiles(steps):
+    """Values of runs, not means of two: an unsolved run is later than all others, and has no number to average with"""
+    return np.quantile(steps, [0.25, 0.5, 0.75], method="inverted_cdf")
+
+
+def measure_runs(groups):
+    """Evaluations by (length, algorithm) -> table with a row for each run: its speed, its end, and its mean success"""
+    tables = []
+    for (length, algorithm), runs in groups.items():
+        by_seed = runs.groupby("seed")
+        last = by_seed.last()
+        columns = {"steps_to_95": steps_to_solve(runs), "solved_at_end": (last["eval_success"] >= SOLVED).astype(int)}
+        columns |= {"final_return": last["eval_return"], "final_success": last["eval_success"]}
+        columns |= {"mean_success": by_seed["eval_success"].mean().round(4)}
+        columns |= {name: last[name] for name in last.columns.intersection(["first_to_last"])}
+        table = pd.DataFrame(columns).reset_index(names="seed")
+        tables.append(table.assign(chain_length=length, algorithm=algorithm))
+    table = pd.concat(tables).sort_values(RUN)
+    return table[[*RUN, *table.columns.difference(RUN, sort=False)]]
+
+
 def summarize(groups, learning, counts):
     """Evaluations, curves and run counts by (length, algorithm) -> table with a row for each"""
     rows = []
     for (length, algorithm), runs in groups.items():
         last, steps = runs.groupby("seed").last(), steps_to_solve(runs)
-        # Quantiles that are values of runs: an unsolved run is later than all others, and has no number to average with
-        q1, median, q3 = np.quantile(steps, [0.25, 0.5, 0.75], method="inverted_cdf")
+        q1, median, q3 = quartiles(steps)
         final = learning[length, algorithm][1][:, -1].round(3)
         row = {"chain_length": length, "algorithm": algorithm}
         row |= dict(zip(["runs", "runs_expected"], counts[length, algorithm], strict=True))
@@ -231,9 +330,12 @@ def summarize(groups, learning, counts):
 def score_matrices(evaluations, algorithms, optimum):
     """{kind: {algorithm: scores [seeds, lengths]}}, where 1 is the optimum and 0 a random policy
 
-    Only seeds with a finished run at every length: stratified resampling has no place for a missing one.
+    Only seeds with a finished run at every length: stratified resampling has no place for a missing one. Every length
+    is one that at least half of the algorithms have: an arm that a study trains at one length alone has no score.
     """
     scores = {}
+    having = evaluations.groupby("chain_length")["algorithm"].nunique()
+    evaluations = evaluations[evaluations["chain_length"].isin(having.index[having >= len(algorithms) / 2])]
     for kind, statistic in {"final return": "last", "mean return over training": "mean"}.items():
         table = evaluations.groupby(RUN)["eval_return"].agg(statistic).unstack("chain_length").dropna() / optimum
         scores[kind] = {a: table.loc[a].to_numpy() for a in algorithms if a in table.index}
@@ -297,12 +399,25 @@ def summary_markdown(summary, left_out, published):
         rows.append([row.chain_length, f"`{row.algorithm}`", f"{row.runs}/{row.runs_expected}", row.solved_at_end])
         rows[-1] += [interval, row.solved_ever, "{} [{}, {}], {}".format(*steps)]
         if published:
-            rows[-1].insert(5, published.get(row.chain_length, ("", ""))[row.algorithm == "ppo_metairn"])
+            numbers = zip(["ppo_vanilla", "ppo_metairn"], published.get(row.chain_length, ()), strict=False)
+            rows[-1].insert(5, dict(numbers).get(row.algorithm, ""))
     if published:
         header.insert(5, "published")
     lost = left_out.groupby(["chain_length", "algorithm"]).size().items()
     lost = "; ".join(f"{number} of `{algorithm}` at L = {length}" for (length, algorithm), number in lost)
     return markdown(header, rows) + (f"\nRuns left out, for the reasons in `left_out.csv`: {lost}.\n" if lost else "")
+
+
+def steps_markdown(runs, algorithms):
+    """Table by run -> steps to 95 % success: a row for each length, a column for each algorithm"""
+    cells = {}
+    for cell, steps in runs.groupby(["chain_length", "algorithm"])["steps_to_95"]:
+        q1, median, q3 = map(steps_text, quartiles(steps))
+        cells[cell] = f"{median} [{q1}, {q3}], {np.isfinite(steps).sum()}/{len(steps)}"
+    lengths = sorted(runs["chain_length"].unique())
+    rows = [[length, *(cells.get((length, a), "") for a in algorithms)] for length in lengths]
+    text = "\nSteps to 95 % success: median [quartiles], runs that get there/runs.\n"
+    return markdown(["L", *(f"`{a}`" for a in algorithms)], rows) + text
 
 
 def aggregate_markdown(table, scores, algorithms):
@@ -329,23 +444,43 @@ def wall_clock_markdown(clock, algorithms):
 
 
 def assign_styles(algorithms):
-    """{algorithm: colour and marker}; the two scripts come first and keep theirs, whichever is there"""
+    """{algorithm: colour, marker and line}; the two scripts come first and keep theirs, whichever is there"""
     order = ["ppo_vanilla", "ppo_metairn", *sorted(set(algorithms) - {"ppo_vanilla", "ppo_metairn"})]
-    return {a: {"color": COLORS[i % 4], "marker": MARKERS[i % 4]} for i, a in enumerate(order) if a in algorithms}
+    cycles = {"color": COLORS, "marker": MARKERS, "linestyle": LINES}
+    styles = {a: {name: cycle[i % len(cycle)] for name, cycle in cycles.items()} for i, a in enumerate(order)}
+    for script in order[:2]:
+        styles[script]["linestyle"] = "-"
+    return {a: style for a, style in styles.items() if a in algorithms}
+
+
+def dodge(i, styles, widest):
+    """Offset in x of the i-th algorithm, so that bars stand side by side: `widest` apart, or within 0.7 in all"""
+    return min(widest, 0.7 / len(styles)) * (i - (len(styles) - 1) / 2)
+
+
+def add_legend(figure, handles, labels, columns):
+    """Above the figure, which grows by its rows"""
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.2 * max(0, -(-len(labels) // columns) - 2))
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns)
 
 
 def plot_learning(learning, counts, styles, published):
     """Return and success against steps, a column for each length; {(length, algorithm): curves}"""
     lengths = sorted({length for length, _ in learning})
     size = max(6.5, 1.2 + 1.8 * len(lengths)), 4.6  # room for the legend
-    figure, axes = plt.subplots(2, len(lengths), figsize=size, sharex=True, sharey="row", squeeze=False)
+    figure, axes = plt.subplots(2, len(lengths), figsize=size, sharex="col", sharey="row", squeeze=False)
     for (length, algorithm), (steps, *scores) in learning.items():
         column = axes[:, lengths.index(length)]
         wide = algorithm == "ppo_vanilla"  # where two curves coincide, both are seen
         for axis, (estimate, low, high) in zip(column, scores, strict=True):
-            color = styles[algorithm]["color"]
-            axis.plot(steps / 1000, estimate, color=color, linewidth=4 if wide else 1.5, label=algorithm)
-            axis.fill_between(steps / 1000, low, high, color=color, alpha=0.25, linewidth=0)
+            color, line = styles[algorithm]["color"], styles[algorithm]["linestyle"]
+            axis.plot(steps / 1000, estimate, line, color=color, linewidth=4 if wide else 1.5, label=algorithm)
+            axis.fill_between(
+                steps / 1000, low, high, color=color, alpha=0.25 if len(styles) < 4 else 0.08, linewidth=0
+            )
+        if len(styles) > 3:  # the texts would cover the curves; the tables have these numbers too
+            continue
         position = list(styles).index(algorithm)
         text = "{} of {} runs".format(*counts[length, algorithm])
         column[1].text(0.97, 0.05 + 0.1 * position, text, color=color, ha="right", transform=column[1].transAxes)
@@ -363,7 +498,53 @@ def plot_learning(learning, counts, styles, published):
     axes[1, 0].set_ylabel("evaluation success rate")
     figure.supxlabel("environment steps [thousands; the scale is logarithmic above 1]", fontsize=10)
     legend = {label: line for axis in axes[0] for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(legend.values(), legend.keys(), loc="outside upper center", ncols=2)
+    add_legend(figure, legend.values(), legend.keys(), 2 if len(styles) < 4 else max(3, len(lengths)))
+    return figure
+
+
+def plot_steps_to_95(runs, styles, budget, credit_map):
+    """Steps to 95 % success against length: medians and quartiles of `runs`; beside it the maps of `credit_map`
+
+    What never gets there, within the `budget` of its steps, is an open marker at the top edge.
+    """
+    maps = list(credit_map.groupby(["chain_length", "algorithm"])) if len(credit_map) else []
+    ratios = [1.7, *[1] * len(maps)]
+    figure, axes = plt.subplots(
+        1, 1 + len(maps), figsize=(6.5 + 3 * len(maps), 4.2), width_ratios=ratios, squeeze=False
+    )
+    axis, *others = axes[0]
+    lengths = np.sort(runs["chain_length"].unique())
+    room = np.log(lengths[1:] / lengths[:-1]).min(initial=np.log(2))  # between two lengths
+    top, low = 1.8 * budget, np.inf
+    axis.set(xscale="log", yscale="log", autoscaley_on=False)
+    axis.set(xlim=(lengths[0] * np.exp(-0.6 * room), lengths[-1] * np.exp(0.6 * room)))
+    for i, (algorithm, style) in enumerate(styles.items()):
+        groups = runs[runs["algorithm"] == algorithm].groupby("chain_length")["steps_to_95"]
+        points = np.stack([quartiles(steps) for _, steps in groups])  # [lengths, 3]
+        x, never = np.array([*groups.groups]) * np.exp(room * dodge(i, styles, 0.15)), np.isinf(points[:, 1])
+        q1, median, q3 = np.where(np.isinf(points), top, np.maximum(points, 1)).T
+        low = min(low, q1.min())
+        bars = [median - q1, q3 - median]
+        axis.errorbar(x, median, bars, linewidth=1.3, elinewidth=1, capsize=2, label=algorithm, **style)
+        axis.plot(x[never], median[never], **style | {"linestyle": "", "markerfacecolor": "white", "zorder": 3})
+    axis.set_ylim(low / 1.4, top * 1.25)
+    axis.axhline(budget, color="0.6", linewidth=0.8, zorder=0)
+    axis.text(1.005 * axis.get_xlim()[0], budget, "largest budget", color="0.4", fontsize=8, va="bottom")
+    axis.set(xlabel="episode length L [steps]", ylabel="environment steps to 95 % success\n(median, quartiles)")
+    axis.set_xticks(lengths, lengths)
+    axis.set_xticks([], minor=True)
+    axis.text(-0.01, top, "never", transform=axis.get_yaxis_transform(), ha="right", va="center")
+    axis.grid(alpha=0.3)
+    norm = LogNorm(vmin=0.1 / max([1, *(length for (length, _), _ in maps)]), vmax=1)
+    for axis, ((length, algorithm), rows) in zip(others, maps, strict=True):
+        table = rows.pivot(index="destination", columns="source", values="weight")
+        extent = 0.5, length + 0.5, length + 0.5, 0.5
+        image = axis.imshow(table.clip(lower=norm.vmin), norm=norm, extent=extent, interpolation="nearest")
+        axis.set_title(f"credit at L = {length}\n{algorithm}, seed {rows['seed'].iloc[0]}", fontsize=10)
+        axis.set(xlabel="source: step of the reward", ylabel="destination: step that is paid")
+    if others:
+        figure.colorbar(image, ax=others, label="weight", extend="min", shrink=0.6)
+    add_legend(figure, *axes[0, 0].get_legend_handles_labels(), 3 if not others else 5)
     return figure
 
 
@@ -372,11 +553,11 @@ def plot_final_return(summary, styles, published, optimum):
     lengths = sorted(summary["chain_length"].unique())
     for i, (algorithm, style) in enumerate(styles.items()):
         rows = summary[summary["algorithm"] == algorithm]
-        x = [lengths.index(length) + 0.16 * (i - (len(styles) - 1) / 2) for length in rows["chain_length"]]
+        x = [lengths.index(length) + dodge(i, styles, 0.16) for length in rows["chain_length"]]
         y = rows["final_return_iqm"]
         bars = np.abs(rows[["final_return_low", "final_return_high"]].to_numpy().T - y.to_numpy())
         label = f"{algorithm} ({rows['runs'].sum()} of {rows['runs_expected'].sum()} runs)"
-        axis.errorbar(x, y, bars, linestyle="", capsize=3, label=label, **style)
+        axis.errorbar(x, y, bars, capsize=3, label=label, **style | {"linestyle": ""})
     for i, name in enumerate(["PPO", "MetaIRN"] if published else []):
         shown = [length for length in lengths if length in published]
         x, y = [lengths.index(length) for length in shown], [published[length][i] for length in shown]
@@ -393,7 +574,7 @@ def plot_final_return(summary, styles, published, optimum):
         min(-0.1 * optimum, 1.1 * summary[["final_return_iqm", "final_return_low"]].min().min()), 1.15 * optimum
     )
     axis.grid(alpha=0.3, axis="y")
-    figure.legend(loc="outside upper center", ncols=2)
+    add_legend(figure, *axis.get_legend_handles_labels(), 2)
     return figure
 
 
@@ -401,7 +582,8 @@ def plot_aggregate(table, scores, styles):
     """Intervals of all statistics and a performance profile; a row for each kind of score"""
     names = ["IQM", "median", "optimality gap", "P(MetaIRN > PPO)"]
     ratios = [1, 1, 1, 1, 1.6]
-    figure, axes = plt.subplots(len(scores), 5, figsize=(10, 2.1 * len(scores)), width_ratios=ratios, squeeze=False)
+    size = 10, max(2.1, 0.25 * len(styles)) * len(scores)
+    figure, axes = plt.subplots(len(scores), 5, figsize=size, width_ratios=ratios, squeeze=False)
     for row, (kind, matrices) in zip(axes, scores.items(), strict=True):
         for axis, name in zip(row, names, strict=False):
             found = table[(table["score"] == kind) & (table["statistic"] == name)]
@@ -419,8 +601,8 @@ def plot_aggregate(table, scores, styles):
         thresholds = np.linspace(lowest - 0.05, 1.05, 101)
         for algorithm, matrix in matrices.items():
             profile, low, high = bootstrap(functools.partial(performance_profile, thresholds=thresholds), matrix)
-            color = styles[algorithm]["color"]
-            row[4].plot(thresholds, profile, color=color, linewidth=4 if algorithm == "ppo_vanilla" else 1.5)
+            color, line = styles[algorithm]["color"], styles[algorithm]["linestyle"]
+            row[4].plot(thresholds, profile, line, color=color, linewidth=4 if algorithm == "ppo_vanilla" else 1.5)
             row[4].fill_between(thresholds, low, high, color=color, alpha=0.25, linewidth=0)
         row[4].set(title="share of runs above the score", ylim=(-0.05, 1.05))
         row[4].grid(alpha=0.3)
@@ -430,7 +612,7 @@ def plot_aggregate(table, scores, styles):
     for algorithm, style in styles.items():
         seeds, lengths = scores["final return"][algorithm].shape if algorithm in scores["final return"] else (0, 0)
         axes[0, 0].plot([], [], **style, label=f"{algorithm} ({seeds} seeds x {lengths} lengths)")
-    figure.legend(loc="outside upper center", ncols=len(styles))
+    add_legend(figure, *axes[0, 0].get_legend_handles_labels(), min(3, len(styles)))
     return figure
 
 
@@ -500,8 +682,8 @@ def plot_wall_clock(clock, styles, published):
     for axis, column, unit in zip(axes, ["sps", "seconds"], [1, 60], strict=True):
         for i, (algorithm, style) in enumerate(styles.items()):
             runs = clock[clock["algorithm"] == algorithm]
-            x = runs["chain_length"].map(lengths.index) + 0.2 * (i - (len(styles) - 1) / 2)
-            axis.scatter(x, runs[column] / unit, s=14, alpha=0.5, **style)
+            x = runs["chain_length"].map(lengths.index) + dodge(i, styles, 0.2)
+            axis.plot(x, runs[column] / unit, markersize=4, alpha=0.5, **style | {"linestyle": ""})
             median = runs.groupby("chain_length")[column].median() / unit
             axis.plot(sorted(set(x)), median, label=f"{algorithm}, median of {len(runs)} runs", **style)
         axis.set(xlabel="episode length L [steps]", xticks=range(len(lengths)), xticklabels=lengths)
@@ -513,15 +695,23 @@ def plot_wall_clock(clock, styles, published):
     axes[1].set(ylabel="minutes per run", yscale="log")
     axes[1].yaxis.set_major_formatter("{x:g}")
     axes[1].yaxis.set_minor_formatter("")
-    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    add_legend(figure, *axes[1].get_legend_handles_labels(), 2)
     return figure
 
 
 def load(out):
-    """The tables of `out` (evaluations, credit, wall_clock, left_out) and the settings"""
+    """The tables of `out` (evaluations, credit, credit_map, wall_clock, left_out) and the settings
+
+    The two of credit are empty where there is no such file.
+    """
+    names = ["evaluations.csv.gz", "credit.csv.gz", "credit_map.csv.gz", "wall_clock.csv", "left_out.csv"]
     try:
-        names = ["evaluations", "credit", "wall_clock", "left_out"]
-        tables = [pd.read_csv(out / f"{name}.csv", float_precision="round_trip") for name in names]
+        tables = [
+            pd.read_csv(out / name, float_precision="round_trip")
+            if (out / name).exists() or not name.startswith("credit")
+            else pd.DataFrame(columns=RUN)
+            for name in names
+        ]
         return *tables, json.loads((out / "settings.json").read_text())
     except (OSError, ValueError) as error:
         fail(f"{out} does not hold what an earlier call collected ({error}); collect runs with --runs RUNS_DIR")
@@ -530,20 +720,26 @@ def load(out):
 def main(args):
     out = Path(args.out)
     if args.runs is not None:
-        tables, settings = collect(args.runs)
+        tables, settings = collect(args.runs, args.credit_algorithm, args.credit_map)
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             fail(f"--out {out} cannot be made: {error.strerror}")
         for name, table in tables.items():
-            write_atomically(out / name, lambda path, table=table: table.to_csv(path, index=False))
+            if table.columns.empty:
+                (out / name).unlink(missing_ok=True)
+            else:
+                write_table(out / name, table)
         write_atomically(out / "settings.json", lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
-    evaluations, credit, clock, left_out, settings = load(out)
-    task = next(iter(settings.values()))
-    if task["env_id"] not in OPTIMUM:
-        fail(f"these are runs of {task['env_id']}; figures and scores exist for {' and '.join(OPTIMUM)}")
-    optimum = OPTIMUM[task["env_id"]]
-    published = PUBLISHED if all(task[name] == value for name, value in PUBLISHED_SETTING.items()) else {}
+    elif args.credit_algorithm or args.credit_map:
+        fail("--credit-algorithm and --credit-map say what to collect: they need --runs RUNS_DIR")
+    evaluations, credit, credit_map, clock, left_out, settings = load(out)
+    env_id = next(iter(settings.values()))["env_id"]
+    if env_id not in OPTIMUM:
+        fail(f"these are runs of {env_id}; figures and scores exist for {' and '.join(OPTIMUM)}")
+    optimum = OPTIMUM[env_id]
+    measured = (s.get(name, False) == value for s in settings.values() for name, value in PUBLISHED_SETTING.items())
+    published = PUBLISHED if all(measured) else {}
     length = args.credit_length if args.credit_length is not None else credit["chain_length"].max()
     credit = credit[credit["chain_length"] == length]
     seed = args.credit_seed if args.credit_seed is not None else credit["seed"].min()
@@ -556,6 +752,7 @@ def main(args):
     groups = {cell: evaluations[(evaluations[["chain_length", "algorithm"]] == cell).all(axis=1)] for cell in cells}
     groups = {cell: runs for cell, runs in groups.items() if len(runs)}
     learning = {cell: curves(runs) for cell, runs in groups.items()}
+    measured = measure_runs(groups)
     lost = left_out.groupby(["chain_length", "algorithm"]).size()
     counts = {
         cell: (runs["seed"].nunique(), runs["seed"].nunique() + lost.get(cell, 0)) for cell, runs in groups.items()
@@ -565,26 +762,31 @@ def main(args):
     overall = aggregate(scores)
 
     # Tables and figures
+    write_table(out / "runs.csv", measured)
     texts = {
         "summary.csv": summary.to_csv(index=False),
         "summary.md": summary_markdown(summary, left_out, published),
+        "steps_to_95.md": steps_markdown(measured, styles),
         "aggregate.csv": overall.to_csv(index=False),
         "aggregate.md": aggregate_markdown(overall, scores, styles),
         "wall_clock.md": wall_clock_markdown(clock, styles),
     }
     for name, text in texts.items():
         write_atomically(out / name, lambda path, text=text: path.write_text(text))
-    figures = {
-        "learning": plot_learning(learning, counts, styles, published),
-        "final_return": plot_final_return(summary, styles, published, optimum),
-        "aggregate": plot_aggregate(overall, scores, styles),
-        "wall_clock": plot_wall_clock(clock, styles, published),
+    draw = {
+        "learning": lambda: plot_learning(learning, counts, styles, published),
+        "steps_to_95": lambda: plot_steps_to_95(measured, styles, evaluations["global_step"].max(), credit_map),
+        "final_return": lambda: plot_final_return(summary, styles, published, optimum),
+        "aggregate": lambda: plot_aggregate(overall, scores, styles),
+        "wall_clock": lambda: plot_wall_clock(clock, styles, published),
+        "credit_attention": lambda: plot_credit_attention(credit, length, seed),
+        "credit_reward": lambda: plot_credit_reward(credit, length, seed),
     }
-    if len(credit):
-        figures["credit_attention"] = plot_credit_attention(credit, length, seed)
-        figures["credit_reward"] = plot_credit_reward(credit, length, seed)
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(args.format)  # the same bytes each time
-    for name, figure in figures.items():
+    for name in args.figures:
+        if name.startswith("credit") and credit.empty:
+            continue
+        figure = draw[name]()
         save = functools.partial(figure.savefig, format=args.format, dpi=150, metadata=metadata)
         write_atomically(out / f"{name}.{args.format}", save)
         plt.close(figure)

@@ -5,6 +5,7 @@ in the run that writes a checkpoint, through a sitecustomize module of the test.
 """
 
 import fcntl
+import json
 import os
 import re
 import shlex
@@ -18,7 +19,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BENCHMARK = ["bash", str(ROOT / "benchmark.sh")]
-OUTPUTS = ["learning", "final_return", "aggregate", "wall_clock", "credit_attention", "credit_reward"]
+OUTPUTS = ["learning", "steps_to_95", "final_return", "aggregate", "wall_clock", "credit_attention", "credit_reward"]
 HOOK = """
 import os, signal, subprocess, sys
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # in all threads: `action` takes it when it wants it
@@ -52,7 +53,7 @@ def benchmark(tmp_path):
         env = {
             name: value
             for name, value in os.environ.items()
-            if name not in {*small, "ALGOS", "EXTRA_ARGS", "METAIRN_ARGS"}
+            if name not in {*small, "STUDY", "ALGOS", "EXTRA_ARGS", "LAUNCHER"}
         }
         env |= {name: str(value) for name, value in (small | settings).items() if value is not None}
         if at_checkpoint is not None:
@@ -72,7 +73,7 @@ def finished(out):
 
 def numbers(out):
     """All that training decides; the rest of the results follow from it."""
-    return [(out / "results" / name).read_bytes() for name in ("evaluations.csv", "credit.csv", "summary.csv")]
+    return [(out / "results" / name).read_bytes() for name in ("evaluations.csv.gz", "credit.csv.gz", "runs.csv")]
 
 
 def test_smoke_then_nothing_is_run_again(benchmark):
@@ -194,8 +195,10 @@ def test_a_second_benchmark_leaves(benchmark):
         ({"TOTAL_TIMESTEPS": "1e5"}, "1e5 is not a whole number"),
         ({"WORKERS": 0}, "WORKERS must be at least 1"),
         ({"LAUNCHER": "pbs"}, "LAUNCHER must be local or slurm, got pbs"),
-        ({"EXTRA_ARGS": "--hide-umbrella --seed=4"}, "EXTRA_ARGS, METAIRN_ARGS: must not set --seed"),
-        ({"METAIRN_ARGS": "--runs_dir elsewhere"}, "EXTRA_ARGS, METAIRN_ARGS: must not set --runs_dir"),
+        ({"EXTRA_ARGS": "--hide-umbrella --seed=4"}, "EXTRA_ARGS must not set --seed"),
+        ({"EXTRA_ARGS": "--runs_dir elsewhere"}, "EXTRA_ARGS must not set --runs_dir"),
+        ({"ALGOS": "../ppo_vanilla"}, "not NAME SCRIPT"),
+        ({"STUDY": "nothing.txt"}, "STUDY: there is no file nothing.txt"),
         ({"PYTHON": "false"}, "PYTHON=false does not find torch"),
     ],
 )
@@ -228,7 +231,7 @@ def test_help(benchmark):
     process = benchmark("--help")
     assert process.returncode == 0
     assert process.stdout.startswith("The paper's protocol: ")
-    assert process.stdout.endswith("EXTRA_ARGS METAIRN_ARGS OUT WORKERS LAUNCHER PYTHON\n")
+    assert process.stdout.endswith("EXTRA_ARGS OUT WORKERS LAUNCHER PYTHON\n")
 
 
 def test_unknown_argument(benchmark):
@@ -239,10 +242,126 @@ def test_unknown_argument(benchmark):
 
 def test_runs_of_another_kind_are_not_mixed(benchmark):
     assert benchmark(ALGOS="ppo_vanilla", TOTAL_TIMESTEPS=1000).returncode == 0
-    for settings in ({"TOTAL_TIMESTEPS": 2000}, {"TOTAL_TIMESTEPS": 1000, "METAIRN_ARGS": "--irn mlp"}):
+    for settings in ({"TOTAL_TIMESTEPS": 2000}, {"TOTAL_TIMESTEPS": 1000, "EXTRA_ARGS": "--gamma 1"}):
         process = benchmark(ALGOS="ppo_vanilla", **settings)
         assert (process.returncode, process.stderr.count("\n")) == (2, 1)
         assert "holds runs of another kind" in process.stderr
+
+
+ARMS = """# two arms, of which the second has other options at other lengths
+
+teacher ppo_metairn 2 1000 --intrinsic-coef 0.5   # half
+plain   ppo_vanilla 2,5 1000
+plain   ppo_vanilla 10 2000 --gamma 1 --wandb-entity {out}/a_*__{seed} --wandb-project-name=x{out}
+"""
+
+
+@pytest.fixture
+def study(benchmark):
+    """study("--report", text=ARMS, SEEDS=1) runs the benchmark with a study file of this text"""
+
+    def run(*arguments, text=ARMS, **settings):
+        (benchmark.out.parent / "arms of it.txt").write_text(text)
+        free = {"STUDY": "arms of it.txt", "LENGTHS": None, "TOTAL_TIMESTEPS": None}
+        return benchmark(*arguments, **free | settings)
+
+    return run
+
+
+def test_study(benchmark, study):
+    """A selection of its arms first, then all of them, in the same OUT; then with other arms."""
+    first = study(ALGOS="teacher", SEEDS="1 2")
+    assert (first.returncode, first.stderr) == (0, "")
+    assert finished(benchmark.out) == ["teacher__2__1", "teacher__2__2"]
+    second = study(LENGTHS=" 2\n10 ")
+    assert (second.returncode, second.stderr) == (
+        0,
+        "left out: plain, L = 2, seed 2: missing: there is no readable run "
+        "folder\nleft out: plain, L = 10, seed 2: missing: there is no readable run folder\n",
+    )
+    assert "3 runs, of which 1 are finished" in second.stdout
+    assert finished(benchmark.out) == ["plain__10__1", "plain__2__1", "teacher__2__1", "teacher__2__2"]
+    args = {
+        path.parent.name.split("__", 1)[1]: json.loads(path.read_text()) for path in benchmark.out.glob("*/args.json")
+    }
+    assert args["teacher__2__2"]["intrinsic_coef"] == 0.5
+    assert args["plain__2__1"]["gamma"] == 0.99
+    assert args["plain__10__1"]["gamma"] == 1
+    assert [args[f"plain__{length}__1"]["total_timesteps"] for length in (2, 10)] == [1000, 2000]
+    assert args["plain__10__1"]["wandb_entity"] == "out put/a_*__{seed}"  # {seed} is the script's
+    assert args["plain__10__1"]["wandb_project_name"] == "xout put"
+    assert {run["eval_every"] for run in args.values()} == {1000}
+    settings = json.loads((benchmark.out / "results" / "settings.json").read_text())
+    assert settings["plain"]["gamma"] == {"2": 0.99, "10": 1.0}
+
+    report = study("--report")
+    assert report.returncode == 1
+    assert re.findall("not finished: (.*): never started", report.stdout) == ["plain 5 1"]
+    assert study("--report", ALGOS="plain", LENGTHS="2 10").returncode == 0
+    for text in (ARMS.replace("2000", "3000"), ARMS + "another ppo_vanilla 2 1000"):
+        other = study(text=text)
+        assert (other.returncode, other.stderr.count("\n")) == (2, 1)
+        assert "holds runs of another kind" in other.stderr
+    assert study(text=ARMS + "\n# said in other words", ALGOS="teacher").returncode == 0
+
+
+def test_a_study_continues_and_fails_as_others_do(benchmark, study):
+    """A run of an arm that is killed goes on with its own script, to the same end."""
+    action = "if count == 2:\n    os.kill(os.getpid(), signal.SIGKILL)"
+    text = "arm ppo_metairn 2 3000 --intrinsic-coef 0.5\nbroken ppo_vanilla 2 3000 --gamma\n"
+    killed = study(text=text, at_checkpoint=action)
+    assert killed.returncode == 1
+    assert "not finished: arm 2 1: killed by signal 9" in killed.stdout
+    assert "not finished: broken 2 1: " in killed.stdout
+    assert study(text=text).returncode == 1
+    assert "ppo_metairn.py --resume" in (benchmark.out / "logs" / "arm__2__1.log").read_text()
+    assert finished(benchmark.out) == ["arm__2__1"]
+    whole = study(text=text, ALGOS="arm", OUT="whole")
+    assert (whole.returncode, whole.stderr) == (0, "")
+    tables = [
+        pd.read_csv(out / "results" / "evaluations.csv.gz") for out in (benchmark.out, benchmark.out.parent / "whole")
+    ]
+    pd.testing.assert_frame_equal(*tables)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("arm ppo_vanilla 2", "not NAME SCRIPT LENGTHS TIMESTEPS"),
+        ("arm ppo_vanilla 2,five 1000", "not NAME SCRIPT LENGTHS TIMESTEPS"),
+        ("arm ppo_vanilla 2,,5 1000", "not NAME SCRIPT LENGTHS TIMESTEPS"),
+        ("arm ppo_vanilla 2 1e5", "not NAME SCRIPT LENGTHS TIMESTEPS"),
+        ("arm ppo_vanilla.py 2 1000", "not NAME SCRIPT LENGTHS TIMESTEPS"),
+        ("a__rm ppo_vanilla 2 1000", "not NAME SCRIPT LENGTHS TIMESTEPS"),
+        ("a/rm ppo_vanilla 2 1000", "not NAME SCRIPT LENGTHS TIMESTEPS"),
+        ("arm ppo 2 1000", "there is no .*/ppo.py"),
+        ("arm ppo_vanilla 2 1000 --gamma 1 --seed 3", "must not set --seed"),
+        ("arm ppo_vanilla 2 1000 --exp_name=x", "must not set --exp_name"),
+    ],
+)
+def test_bad_lines_of_a_study(benchmark, study, line, message):
+    process = study(text=f"# arms\n\ngood ppo_vanilla 2 1000\n{line}", ALGOS="good")
+    assert (process.returncode, process.stdout, process.stderr.count("\n")) == (2, "", 1)
+    assert re.match(f"error: arms of it.txt, line 4: .*{message}", process.stderr)
+    assert not benchmark.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ALGOS": "teacher ppo_vanilla"}, "ALGOS: arms of it.txt has no arm ppo_vanilla"),
+        ({"LENGTHS": "3 4"}, "arms of it.txt has none of these: 3 4"),
+        ({"ALGOS": "teacher", "LENGTHS": "10"}, "has none of these: 10"),
+        ({"TOTAL_TIMESTEPS": 1000}, "TOTAL_TIMESTEPS must not be set"),
+        ({"text": ARMS + "plain ppo_vanilla 2 1000 --gamma 1"}, "plain 2 1 is listed twice"),
+        ({"text": "# nothing\n"}, "arms of it.txt"),
+    ],
+)
+def test_bad_selections_of_a_study(benchmark, study, settings, message):
+    process = study(**settings)
+    assert (process.returncode, process.stdout, process.stderr.count("\n")) == (2, "", 1)
+    assert re.match(f"error: .*{message}", process.stderr)
+    assert not benchmark.out.exists()
 
 
 @pytest.fixture

@@ -4,7 +4,9 @@ import dataclasses
 import json
 import re
 import shutil
+import time
 from pathlib import Path
+from typing import get_args
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,6 +21,7 @@ import ppo_vanilla
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+STUDIES = (ROOT / "results" / "README.md").read_text()
 STEPS = [0, 5_000, 10_000]
 RESAMPLES = plot_results.RESAMPLES
 
@@ -29,7 +32,8 @@ def few_resamples(monkeypatch):
 
 
 def write_run(runs, algorithm, length, seed, returns, successes, steps=STEPS, **args):
-    """A run folder; of MetaIRN, the first step attends to the last with a weight of 0.25 and r_in is 1, 2, 3, ..."""
+    """A run folder; of all but vanilla PPO, the first step attends to the last with a weight of 0.25, in the map of
+    length L step i (from 0) to step j with a weight of i + j / L, and r_in is 1, 2, 3, ..."""
     folder = runs / f"UmbrellaLength-v0__{algorithm}__{length}__{seed}"
     folder.mkdir(parents=True)
     args = {"exp_name": algorithm, "chain_length": length, "seed": seed, "num_envs": 20, "num_steps": 50} | args
@@ -37,12 +41,14 @@ def write_run(runs, algorithm, length, seed, returns, successes, steps=STEPS, **
     (folder / "args.json").write_text(json.dumps(args))
     columns = {"global_step": steps, "eval_return": returns, "eval_success": successes}
     columns |= {"train_return": np.nan, "train_success": np.nan, "sps": 100.4, "wall_time": 1.234}
-    if algorithm == "ppo_metairn":
+    if algorithm != "ppo_vanilla":
         columns |= {"intrinsic_advantage_share": 0.25, "intrinsic_attention_entropy": 1.5}
         attention = np.full((len(steps) - 1, length), 0.75 / (length - 1))
         attention[:, -1] = 0.25
         r_in = np.tile(np.arange(1.0, length + 1), (len(steps) - 1, 1))
-        np.savez(folder / "intrinsic.npz", global_step=steps[1:], r_in_mean=r_in, first_step_attention=attention)
+        arrays = {"global_step": steps[1:], "r_in_mean": r_in, "first_step_attention": attention}
+        arrays["attention_map"] = np.add.outer(np.arange(length), np.arange(length) / length)
+        np.savez(folder / "intrinsic.npz", **arrays)
     pd.DataFrame(columns).to_csv(folder / "progress.csv", index=False)
     return folder
 
@@ -89,13 +95,141 @@ def test_known_answers(tmp_path):
     assert "| 10,000 [10,000, 10,000], never |" in text
     assert "| 3 | `ppo_metairn` | 1/8 | 1 | 7.00 [no interval of one run] | 1 | 5,000 [5,000, 5,000], 5,000 |" in text
     assert "Runs left out, for the reasons in `left_out.csv`: 7 of `ppo_metairn` at L = 3." in text
-    credit = pd.read_csv(out / "credit.csv")
+    credit = pd.read_csv(out / "credit.csv.gz")
     assert credit["time"].tolist() == [0, 1, 2, 0, 1, 2]
     assert credit["r_in_mean"].tolist() == [1, 2, 3, 1, 2, 3]
     assert credit["first_step_attention"].tolist() == [0.375, 0.375, 0.25] * 2
     assert pd.read_csv(out / "wall_clock.csv")[["sps", "seconds"]].drop_duplicates().to_numpy().tolist() == [
         [100, 1.23]
     ]
+
+
+def test_table_by_run(tmp_path):
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    write_run(runs, "ppo_vanilla", 5, 2, [-1, 3, 2], [0.25, 0.95, 0.75])
+    write_run(runs, "student", 5, 1, [0, 0, 0], [0.5, 0.5, 0.5])
+    write_run(runs, "student", 5, 2, [0, 9, 10], [0.5, 0.96, 1])
+    plot(runs, out, figures=())
+    columns = "steps_to_95,solved_at_end,final_return,final_success,mean_success,first_to_last"
+    assert (out / "runs.csv").read_text().splitlines() == [
+        f"algorithm,chain_length,seed,{columns}",
+        "ppo_vanilla,5,2,5000,0,2,0.75,0.65,",
+        "student,5,1,inf,0,0,0.5,0.5,0.25",
+        "student,5,2,5000,1,10,1,0.82,0.25",
+    ]
+    assert not (out / "credit.csv.gz").exists()  # no ppo_metairn, no --credit-algorithm
+    written = (out / "runs.csv").read_bytes()
+    (out / "runs.csv").unlink()
+    plot_results.main(plot_results.Args(out=str(out), figures=()))  # from the other files
+    assert (out / "runs.csv").read_bytes() == written
+
+
+def test_steps_to_95_by_length(tmp_path, monkeypatch):
+    """Two arms, three lengths; one never solves the longest, the other does not have it."""
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    for seed in (1, 2, 3):
+        for length, first in {2: [1, 1], 5: [2, 1], 10: [3, None]}.items():
+            for algorithm, solved in zip(["student", "ppo_vanilla"], first, strict=True):
+                if solved is not None:
+                    late = solved + (algorithm == "student") * (seed == 3)  # the upper quartile of 3 is the last
+                    write_run(runs, algorithm, length, seed, [0, 0, 0], [float(i >= late) for i in range(3)])
+    figures = {}
+    monkeypatch.setattr(
+        plt.Figure, "savefig", lambda self, path, **_: figures.update({path.name: self}) or path.touch()
+    )
+    plot(runs, out, figures=("steps_to_95",), credit_map=("student:5", "student:10"))
+    assert (out / "steps_to_95.md").read_text().splitlines()[:5] == [
+        "| L | `ppo_vanilla` | `student` |",
+        "| --- | --- | --- |",
+        "| 2 | 5,000 [5,000, 5,000], 3/3 | 5,000 [5,000, 10,000], 3/3 |",
+        "| 5 | 5,000 [5,000, 5,000], 3/3 | 10,000 [10,000, never], 2/3 |",
+        "| 10 |  | never [never, never], 0/3 |",
+    ]
+    assert not (out / "learning.png").exists()
+    axis, *maps = next(iter(figures.values())).axes
+    top = axis.texts[-1].get_position()[1]
+    assert axis.texts[-1].get_text() == "never"
+    assert 10_000 < top < axis.get_ylim()[1]
+    student, _, bars = axis.containers[1]
+    np.testing.assert_allclose(student.get_ydata(), [5_000, 10_000, top])
+    ends = [[y for _, y in segment] for segment in bars[0].get_segments()]
+    np.testing.assert_allclose(ends, [[5_000, 10_000], [10_000, top], [top, top]])
+    never = [line for line in axis.lines if line.get_markerfacecolor() == "white"]
+    assert [list(line.get_ydata()) for line in never] == [[], [top]]
+    x = [container[0].get_xdata() for container in axis.containers]
+    assert (x[0] < x[1][:2]).all()  # side by side
+    assert [m.get_title().splitlines()[0] for m in maps[:2]] == ["credit at L = 5", "credit at L = 10"]
+    image = maps[0].images[0]
+    assert image.get_array().shape == (5, 5)
+    assert image.get_array()[4, 2] == 4.4  # what step 5 gets of step 3
+    assert image.get_array()[2, 4] == 2.8
+    assert image.get_extent() == [0.5, 5.5, 5.5, 0.5]
+
+
+def test_credit_map_is_that_of_the_lowest_seed(tmp_path, capsys):
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    for seed in (2, 10):
+        write_run(runs, "teacher", 3, seed, [0, 9, 9], [0, 1, 1])
+        write_run(runs, "ppo_vanilla", 3, seed, [0, 9, 9], [0, 1, 1])
+    plot(runs, out, figures=(), credit_map=("teacher:3",), credit_algorithm="teacher")
+    table = pd.read_csv(out / "credit_map.csv.gz")
+    assert list(table) == ["algorithm", "chain_length", "seed", "destination", "source", "weight"]
+    assert table["seed"].unique() == [2]
+    assert table.query("destination == 3 and source == 2")["weight"].tolist() == [2.33]
+    assert table.query("destination == 2 and source == 3")["weight"].tolist() == [1.67]
+    assert set(pd.read_csv(out / "credit.csv.gz")["algorithm"]) == {"teacher"}
+    plot(runs, out, figures=())
+    assert not (out / "credit_map.csv.gz").exists()
+    assert not (out / "credit.csv.gz").exists()
+    args = {"runs": str(runs), "out": str(out)}
+    for name in ("teacher:4", "student:3", "ppo_vanilla:3", "teacher"):
+        fails(capsys, f"--credit-map {name}: no finished run", credit_map=(name,), **args)
+    fails(capsys, "--credit-algorithm ppo_vanilla: no finished run", credit_algorithm="ppo_vanilla", **args)
+    fails(capsys, "need --runs", credit_map=("teacher:3",), out=str(out))
+
+
+def test_settings_may_differ_by_length_and_algorithm(tmp_path, capsys):
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    for seed in (1, 2):
+        write_run(runs, "ppo_vanilla", 50, seed, [0, 9, 9], [0, 1, 1])
+        write_run(runs, "student", 50, seed, [0, 9, 9], [0, 1, 1], irn="redistribution", gamma=1)
+        longer = {"total_timesteps": 20_500, "irn": "redistribution", "gamma": 0.9}
+        write_run(runs, "student", 200, seed, [0, 9, 9, 9], [0, 1, 1, 1], [*STEPS, 20_000], **longer)
+    plot(runs, out, figures=("learning",))
+    settings = json.loads((out / "settings.json").read_text())
+    assert settings["ppo_vanilla"]["total_timesteps"] == 10_500
+    assert settings["student"]["total_timesteps"] == {"50": 10_500, "200": 20_500}
+    assert settings["student"]["gamma"] == {"50": 1, "200": 0.9}
+    assert settings["student"]["irn"] == "redistribution"
+    assert pd.read_csv(out / "left_out.csv").empty  # ppo_vanilla has no runs of 200 steps, and misses none
+    write_run(runs, "student", 200, 3, [0, 9, 9, 9], [0, 1, 1, 1], [*STEPS, 20_000], **longer | {"gamma": 0.8})
+    fails(capsys, r"__3 and .*__1 differ in gamma \(0.8, 0.9\)", runs=str(runs), out=str(out))
+    shutil.rmtree(runs / "UmbrellaLength-v0__student__200__3")
+    other = {"env_id": "umbrella_env:UmbrellaLengthBsuite-v0"}
+    write_run(runs, "teacher", 50, 1, [0, 1, 1], [0, 1, 1], **other)
+    fails(capsys, "differ in env_id", runs=str(runs), out=str(out))
+
+
+def test_twelve_arms_look_different():
+    arms = ["ppo_metairn", "ppo_vanilla", *"jihgfedcba"]
+    styles = plot_results.assign_styles(arms)
+    assert list(styles) == ["ppo_vanilla", "ppo_metairn", *"abcdefghij"]
+    assert styles["ppo_vanilla"] == {"color": "#0072B2", "marker": "o", "linestyle": "-"}
+    assert styles["ppo_metairn"] == {"color": "#D55E00", "marker": "s", "linestyle": "-"}
+    assert plot_results.assign_styles(["ppo_metairn"])["ppo_metairn"] == styles["ppo_metairn"]
+    for names in (["color", "marker"], ["color", "linestyle"]):  # two lines differ also where no marker is
+        assert len({tuple(style[name] for name in names) for style in styles.values()}) == 12
+
+
+def test_the_bytes_of_a_compressed_table_do_not_depend_on_time(tmp_path, monkeypatch):
+    table = pd.DataFrame({"steps": [1_000_000.0, np.inf], "weight": [0.1, 0.123]})
+    for name, now in {"a.csv.gz": 1e9, "b.csv.gz": 2e9}.items():
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        plot_results.write_table(tmp_path / name, table)
+    assert (tmp_path / "a.csv.gz").read_bytes() == (tmp_path / "b.csv.gz").read_bytes()
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "a.csv.gz"), table)
+    plot_results.write_table(tmp_path / "c.csv", table)
+    assert (tmp_path / "c.csv").read_text() == "steps,weight\n1000000,0.1\ninf,0.123\n"
 
 
 def test_unsolved_runs_in_the_quartiles():
@@ -186,7 +320,7 @@ def test_runs_that_cannot_be_used_are_named_and_left_out(tmp_path, capsys):
         assert re.search(f"left out: ppo_vanilla, L = 2, seed {seed}: .*{why}", err)
     assert "ppo_metairn, L = 2, seed 6: missing: there is no readable run folder" in err
     assert re.search("__ppo_vanilla__2__7/args.json cannot be read: JSONDecodeError", err)
-    assert set(pd.read_csv(out / "evaluations.csv")["seed"]) == {1}
+    assert set(pd.read_csv(out / "evaluations.csv.gz")["seed"]) == {1}
     assert len(pd.read_csv(out / "left_out.csv")) == err.count("left out: ") == 10
     summary = pd.read_csv(out / "summary.csv")
     assert summary[["runs", "runs_expected"]].to_numpy().tolist() == [[1, 6], [1, 6]]
@@ -234,13 +368,20 @@ def test_figures_are_drawn_and_are_the_same_each_time(tmp_path, suffix):
         for length in (2, 5):
             write_run(tmp_path / "runs", "ppo_vanilla", length, seed, [0, seed, 9], [0, 0.5, 1])
             write_run(tmp_path / "runs", "ppo_metairn", length, seed, [0, seed / 2, 9], [0, 0.5, 1])
-    plot(tmp_path / "runs", tmp_path / "out", format=suffix)
+    maps = "ppo_metairn:5", "ppo_metairn:2"
+    plot(tmp_path / "runs", tmp_path / "out", format=suffix, credit_map=maps)
     first = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    names = ["learning", "final_return", "aggregate", "credit_attention", "credit_reward", "wall_clock"]
+    names = get_args(plot_results.FIGURES)
     assert {f"{name}.{suffix}" for name in names} == {name for name in first if name.endswith(suffix)}
     assert not any(name.startswith(".") for name in first)
+    assert sum(name.endswith(".gz") for name in first) == 3
     plot_results.main(plot_results.Args(out=str(tmp_path / "out"), format=suffix))  # from the CSV files alone
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == first
+    plot(tmp_path / "runs", tmp_path / "out", format=suffix, credit_map=maps)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == first
+    plot(tmp_path / "runs", tmp_path / "few", format=suffix, figures=("wall_clock",))
+    few = {path.name for path in (tmp_path / "few").iterdir()}
+    assert few == {n for n in first if not n.endswith(suffix)} - {"credit_map.csv.gz"} | {f"wall_clock.{suffix}"}
     if suffix == "png":
         for name in names:
             image = plt.imread(tmp_path / "out" / f"{name}.png")[..., :3]
@@ -255,92 +396,159 @@ def test_committed_tables_are_recomputed_from_the_committed_csv_files(tmp_path, 
     monkeypatch.setattr(plot_results, "RESAMPLES", RESAMPLES)
     assert RESAMPLES >= 5_000
     for path in folder.iterdir():
-        if path.name in {"evaluations.csv", "credit.csv", "wall_clock.csv", "left_out.csv", "settings.json"}:
+        if path.name.endswith(".csv.gz") or path.name in {"wall_clock.csv", "left_out.csv", "settings.json"}:
             shutil.copy(path, tmp_path)
-    plot_results.main(plot_results.Args(out=str(tmp_path)))
-    for name in ("summary.csv", "summary.md", "aggregate.csv", "aggregate.md", "wall_clock.md"):
+    plot_results.main(plot_results.Args(out=str(tmp_path), figures=()))
+    tables = [path.name for path in tmp_path.iterdir() if path.suffix != ".gz"]
+    assert {"runs.csv", "summary.csv", "summary.md", "steps_to_95.md", "aggregate.csv"} <= set(tables)
+    for name in tables:
         assert (tmp_path / name).read_text() == (folder / name).read_text()
-    counts = pd.read_csv(folder / "evaluations.csv").groupby(["algorithm", "chain_length"])["seed"].nunique()
-    left_out = pd.read_csv(folder / "left_out.csv")
-    assert len(counts) == (2 if folder.name == "hide_umbrella_near_sighted" else 10)
-    assert counts.sum() + len(left_out) == 10 * len(counts)  # all seeds, the failed ones too
+    runs, left_out = pd.read_csv(folder / "runs.csv"), pd.read_csv(folder / "left_out.csv")
+    assert len(pd.read_csv(folder / "wall_clock.csv")) == len(runs)
+    everything = pd.concat([runs, left_out])[plot_results.RUN]  # the failed ones too
+    assert not everything.duplicated().any()
+    cells = everything.groupby(["algorithm", "chain_length"])["seed"].agg(set)
+    assert all(seeds == set(everything["seed"]) for seeds in cells)
 
 
-def test_readme_shows_the_committed_tables():
-    shown = re.findall(r"<!-- (results/\S+\.md) -->\n(.*?)<!-- end -->", README, flags=re.DOTALL)
-    assert {name for name, _ in shown} >= {f"results/{name}.md" for name in ("summary", "aggregate", "wall_clock")}
-    for name, text in shown:
-        assert text == (ROOT / name).read_text()
-    overall = pd.read_csv(ROOT / "results" / "aggregate.csv").set_index(["score", "statistic", "algorithm"])
+@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*/study.txt")), ids=lambda path: path.parent.name)
+def test_the_studies_arms_are_those_of_the_settings(path):
+    """Every option in study.txt is the one that its runs had; and every length has its runs."""
+    settings = json.loads((path.parent / "settings.json").read_text())
+    runs = pd.read_csv(path.parent / "runs.csv")
+    arms = [line.split() for line in path.read_text().splitlines() if not line.startswith("#")]
+    assert {arm[0] for arm in arms} == set(settings)
+    expected = {(name, int(length)) for name, _, lengths, *_ in arms for length in lengths.split(",")}
+    assert set(zip(runs["algorithm"], runs["chain_length"], strict=True)) == expected
+    for name, _, lengths, steps, *options in arms:
+        said = dict(re.findall(r"--(\S+)(?: (?!--)(\S+))?", " ".join(options))) | {"total-timesteps": steps}
+        for option, value in said.items():
+            had = settings[name].get(option.replace("-", "_"))
+            if had is None and option.startswith("outer-"):  # its default
+                had = settings[name][option.removeprefix("outer-").replace("-", "_")]
+            for length in lengths.split(","):
+                here = had[length] if isinstance(had, dict) else had
+                assert value == here or str(here) == (value or "True") or float(value) == here
+
+
+@pytest.mark.parametrize("path", ["README.md", "results/README.md"])
+def test_readmes_show_the_committed_tables(path):
+    text = (ROOT / path).read_text()
+    for name, table in re.findall(r"<!-- (results/\S+\.md) -->\n(.*?)<!-- end -->", text, flags=re.DOTALL):
+        assert table == (ROOT / name).read_text()
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not link.startswith(("#", "http"))]
+    for link in links:
+        assert (ROOT / path).parent.joinpath(link.split("#")[0]).exists(), link
+    for name in re.findall(r"STUDY=(results/\S+)", text):
+        assert (ROOT / name).exists(), name
+
+
+def results(name, table):
+    return pd.read_csv(ROOT / "results" / name / table)
+
+
+def said(text):
+    """Whether results/README.md says this, wherever its lines break"""
+    return " ".join(text.split()) in " ".join(STUDIES.split())
+
+
+def test_what_is_said_of_the_protocol_with_the_attention_network():
+    summary = results("protocol_attention", "summary.csv")
+    assert summary[["runs", "solved_at_end"]].sum().tolist() == [200, 200]
+    assert said("200 of 200 runs end solved")
+    fresh = results("protocol_attention", "runs.csv").query("seed > 10")
+    assert (len(fresh), fresh["solved_at_end"].sum()) == (100, 100)
+    overall = results("protocol_attention", "aggregate.csv").set_index(["score", "statistic", "algorithm"])
     better = overall.loc["mean return over training", "P(MetaIRN > PPO)", "ppo_metairn"]
-    assert f"is {better['estimate']:.3f} [{better['low']:.3f}, {better['high']:.3f}]: no difference" in README
-    summary = (
-        pd.read_csv(ROOT / "results" / "summary.csv").set_index(["chain_length", "algorithm"]).loc[50, "ppo_metairn"]
-    )
-    assert f"final entropy is {summary['intrinsic_attention_entropy_median']:.3f}, and ln 50 = 3.912" in README
-    assert f"comes from the intrinsic reward is {abs(summary['intrinsic_advantage_share_median']):.2f} " in README
+    assert said(f"is {better['estimate']:.3f} [{better['low']:.3f}, {better['high']:.3f}]: no difference")
+    assert better["low"] < 0.5 < better["high"]
     for (_, statistic), rows in overall.groupby(["score", "statistic"]):  # every interval overlaps the other's
         assert statistic.startswith("P(") or rows["low"].max() < rows["high"].min()
-    run = pd.read_csv(ROOT / "results" / "invocations.csv").iloc[0]
-    seconds = pd.read_csv(ROOT / "results" / "wall_clock.csv").groupby("algorithm")["seconds"].sum()
-    assert (run["workers"], run["finished"], run["failed"]) == (2, 100, 0)
-    assert f"100 runs took {run['seconds']} s with two at a time" in README
-    assert f"from commit {run['commit']} " in README
-    assert f"{seconds.sum() / (2 * run['seconds']):.0%} of the time is training".replace("%", " %") in README
-    assert f"start-up, {(2 * run['seconds'] - seconds.sum()) / 100:.1f} s a run" in README
-    assert f"MetaIRN takes {seconds['ppo_metairn'] / seconds['ppo_vanilla']:.1f} times as long" in README
-    hidden = pd.read_csv(ROOT / "results" / "hide_umbrella" / "evaluations.csv")
-    last = hidden[hidden["chain_length"] == 50].groupby(["algorithm", "seed"])["eval_success"].last()
-    assert f"{(last < 0.05).sum()} of the {len(last)} runs at L = 50 even end wrong in more than 95 %" in README
-    folder = ROOT / "results" / "hide_umbrella_far_sighted"
-    summary = pd.read_csv(folder / "summary.csv").set_index(["chain_length", "algorithm"])
+    metairn = summary.set_index(["chain_length", "algorithm"]).loc[50, "ppo_metairn"]
+    assert said(f"final entropy is {metairn['intrinsic_attention_entropy_median']:.3f}, and ln 50 = 3.912")
+    last = results("protocol_attention", "evaluations.csv.gz").query(
+        "algorithm == 'ppo_metairn' and chain_length == 50"
+    )
+    share = last.groupby("seed")["intrinsic_advantage_share"].last()
+    old, new = (share[part].median() for part in (share.index <= 10, share.index > 10))
+    assert said(
+        f"comes from the intrinsic reward is {share.median():.2f} "
+        f"(seeds 1 to 10: {old:.2f}, seeds 11 to 20: {new:.2f})."
+    )
+
+
+def test_what_is_said_of_wall_clock_time():
+    run = results("protocol_attention", "invocations.csv").set_index("commit").loc["155cdef"]
+    clock = results("protocol_attention", "wall_clock.csv").query("seed <= 10")
+    seconds = clock.groupby("algorithm")["seconds"].sum()
+    assert (run["workers"], run["finished"], run["failed"]) == (2, len(clock), 0)
+    assert said(f"100 runs, took {run['seconds']} s with two at a time")
+    assert said(f"{seconds.sum() / (2 * run['seconds']):.0%} of the time is training".replace("%", " %"))
+    assert said(f"start-up, {(2 * run['seconds'] - seconds.sum()) / 100:.1f} s a run")
+    assert said(f"MetaIRN takes {seconds['ppo_metairn'] / seconds['ppo_vanilla']:.1f} times as long")
+    for row in pd.read_csv(ROOT / "results" / "speed.csv").itertuples():
+        numbers = f"{row.steps_per_second:,} | {row.seconds_with_startup} | {row.peak_memory_mb} MB"
+        assert said(f"| `{row.script}` | {row.chain_length} | {numbers} |")
+
+
+def test_what_is_said_of_the_hidden_umbrella():
+    hidden = results("hide_umbrella", "runs.csv").query("chain_length == 50")
+    wrong = (hidden["final_success"] < 0.05).sum()
+    assert said(f"{wrong} of the {len(hidden)} runs at L = 50 even end wrong in more than 95 %")
+    assert not hidden["solved_at_end"].any()
+    undiscounted = results("hide_umbrella_undiscounted", "summary.csv").query("chain_length == 50")
+    assert undiscounted["solved_ever"].tolist() == [9, 9]
+    assert said("9 of 10 runs of either script get to 95 % at L = 50")
+    summary = results("hide_umbrella_far_sighted", "summary.csv").set_index(["chain_length", "algorithm"])
     metairn, vanilla = summary.loc[50, "ppo_metairn"], summary.loc[50, "ppo_vanilla"]
-    said = f"{metairn['solved_ever']:.0f} of 10 runs get to 95 % ({metairn['solved_at_end']:.0f} are there at the end)"
-    assert f"{said}, against {vanilla['solved_ever']:.0f} of 10" in README
-    said = [plot_results.interval_text(*row.filter(like="final_return")) for row in (metairn, vanilla)]
-    assert f"{said[0]} against {said[1]}." in README
+    solved = (
+        f"{metairn['solved_ever']:.0f} of 10 runs get to 95 % ({metairn['solved_at_end']:.0f} are there at the end)"
+    )
+    assert said(f"{solved}, against {vanilla['solved_ever']:.0f} of 10")
+    intervals = [plot_results.interval_text(*row.filter(like="final_return")) for row in (metairn, vanilla)]
+    assert said(f"{intervals[0]} against {intervals[1]}.")
     assert metairn["final_return_low"] > vanilla["final_return_high"]
     solved = summary.loc[20]["solved_at_end"]
     assert solved["ppo_vanilla"] == 10
-    assert f"MetaIRN {solved['ppo_metairn']} at the end" in README
-    near = pd.read_csv(ROOT / "results" / "hide_umbrella_near_sighted" / "summary.csv").set_index("chain_length")
-    assert f"{near.loc[50, 'solved_ever']} of 10 instead of {metairn['solved_ever']:.0f} of 10 at L = 50" in README
-    assert f"matter {near.loc[50, 'solved_ever']} or {metairn['solved_ever']:.0f} of 10" in README
+    assert said(f"MetaIRN {solved['ppo_metairn']} at the end")
+    near = results("hide_umbrella_near_sighted", "summary.csv").set_index("chain_length")
+    assert said(f"{near.loc[50, 'solved_ever']} of 10 instead of {metairn['solved_ever']:.0f} of 10 runs")
+    assert near.loc[50, "steps_to_95_q1"] > metairn["steps_to_95_q1"]  # later
     assert near.loc[20, "solved_at_end"] == 10
-    credit = pd.read_csv(folder / "credit.csv")
-    last = credit[(credit["chain_length"] == 50) & (credit["global_step"] == credit["global_step"].max())]
+
+
+def test_what_is_said_of_the_far_sighted_networks_attention():
+    credit = results("hide_umbrella_far_sighted", "credit.csv.gz").query("chain_length == 50")
+    last = credit[credit["global_step"] == credit["global_step"].max()]
     attention = last.set_index(["seed", "time"])["first_step_attention"].unstack("time")
     assert attention.index[attention[49] > 0.5].tolist() == [1, 9, 10]
     assert attention.index[attention[0] > 0.5].tolist() == [2, 4, 7]
-    runs = pd.read_csv(folder / "evaluations.csv").query("algorithm == 'ppo_metairn' and chain_length == 50")
-    assert set(runs[runs["eval_success"] >= plot_results.SOLVED]["seed"]) & {1, 9, 10, 2, 4, 7} == {9, 10}
-    tables = [pd.read_csv(ROOT / "results" / name / "summary.csv") for name in (".", "fresh_seeds")]
-    assert sum(table["solved_at_end"].sum() for table in tables) == 200
-    undiscounted = pd.read_csv(ROOT / "results" / "hide_umbrella_undiscounted" / "summary.csv")
-    assert undiscounted.query("chain_length == 50")["solved_ever"].tolist() == [9, 9]
+    runs = results("hide_umbrella_far_sighted", "runs.csv").query("algorithm == 'ppo_metairn' and chain_length == 50")
+    runs = runs.set_index("seed")
+    assert (runs["first_to_last"] == attention[49]).all()
+    assert set(runs.index[np.isfinite(runs["steps_to_95"])]) & {1, 9, 10, 2, 4, 7} == {9, 10}
+    assert said("in seeds 1, 9 and 10 (two of them are solved), and to itself in seeds 2, 4 and 7 (none is)")
     assert 175 < last.groupby("seed")["r_in_mean"].mean().abs().max() < 185
-    for name in re.findall(r"\((results/\S+?)\)", README):
-        assert (ROOT / name).exists()
+    assert said("to 180 in one seed")
 
 
-def test_what_the_readme_says_of_earlier_defaults():
+def test_what_is_said_of_earlier_defaults():
     earlier = pd.read_csv(ROOT / "results" / "earlier_defaults.csv")
     unsolved = earlier[earlier["eval_success"] < plot_results.SOLVED]
     assert set(zip(unsolved["algorithm"], unsolved["chain_length"], strict=True)) == {("ppo_metairn", 50)}
     assert [int((unsolved["defaults"] == n).sum()) for n in (1, 2, 3, 4)] == [1, 0, 2, 0]
 
 
-def test_what_the_readme_says_of_tuning_with_the_umbrella_hidden():
+def test_what_is_said_of_tuning_with_the_umbrella_hidden():
     tuning = pd.read_csv(ROOT / "results" / "tuning_hide_umbrella.csv")
     assert tuning["seed"].between(101, 120).all()
     far = tuning[(tuning["outer_gae_lambda"] == 1) & (tuning["gae_lambda"] < 1)]
     slow = far[far["meta_learning_rate"] <= 1e-3]
-    assert f"1e-3 and less, {np.isfinite(slow['first_95_step']).sum()} of {len(slow)} runs were ever solved" in README
+    assert said(f"1e-3 and less, {np.isfinite(slow['first_95_step']).sum()} of {len(slow)} runs were ever solved")
     fast = far[(far["meta_learning_rate"] == 1e-2) & (far["learning_rate"] == 4e-3) & (far["intrinsic_coef"] == 1)]
     fast = fast[(fast["extrinsic_coef"] == 1) & fast["target_kl"].isna()]
     mlp, attention = (np.isfinite(fast[fast["irn"] == irn]["first_95_step"]) for irn in ("mlp", "attention"))
-    said = f"solved {mlp.sum()} of {len(mlp)} seeds where attention solved {attention.sum()} of {len(attention)}."
-    assert said in README
+    assert said(f"solved {mlp.sum()} of {len(mlp)} seeds where attention solved {attention.sum()} of {len(attention)}.")
 
 
 def test_readme_lists_every_option_with_its_default():
