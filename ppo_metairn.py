@@ -56,7 +56,6 @@ class Args:
     eval_episodes: int = 20  # episodes of one evaluation; actions are sampled, as in training
 
     # The task
-
     env_id: str = "umbrella_env:UmbrellaLength-v0"  # flat Box observation, Discrete or flat Box action
     chain_length: int = 50  # Umbrella only: the episode's length
     n_distractor: int | None = None  # Umbrella only: random bits in the observation (default: the environment's)
@@ -64,7 +63,6 @@ class Args:
     invert_umbrella: bool = False  # Umbrella only: the opposite of the right first action is right
 
     # The algorithm
-
     total_timesteps: int = 100_000  # environment steps of the whole run
     learning_rate: float = 4e-3  # Adam's step size, for actor and critic
     num_envs: int = 20  # parallel environments
@@ -84,7 +82,6 @@ class Args:
     reward_scale: float = 0.1  # rewards times this are learned from, so that returns are near 1 (logs: not scaled)
 
     # The intrinsic reward
-
     irn: str = "redistribution"  # redistribution: moves reward in time; attention: SAIR, MetaIRN; mlp: LIRPG
     irn_from: str | None = None  # begin with this network: a run folder or an irn.pt; {seed} stands for this run's seed
     meta_learning_rate: float = 1e-3  # Adam's step size for the intrinsic reward network; 0: it stays as it is
@@ -740,10 +737,9 @@ class Run:
             self.folder, self.envs = open_run(args), envs
             obs, _ = envs.reset(seed=random_seeds(args, "train", count=args.num_envs))
             self.state = {"iteration": 0, "elapsed": 0.0, "obs": obs, "adam": adam, "episodes": [], "rows": []}
-        if args.track:  # mirrors what goes to TensorBoard; WANDB_PROJECT and WANDB_ENTITY choose where
-            importlib.import_module("wandb").init(
-                name=self.folder.name, config=vars(args), sync_tensorboard=True, save_code=True
-            )
+        if args.track:  # WANDB_PROJECT and WANDB_ENTITY choose where it goes
+            wandb = importlib.import_module("wandb")
+            wandb.init(name=self.folder.name, config=vars(args), sync_tensorboard=True, save_code=True)
         self.writer = SummaryWriter(self.folder, purge_step=self.global_step + 1)
         table = "\n".join(f"|{name}|{value}|" for name, value in vars(args).items())
         self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
@@ -751,8 +747,8 @@ class Run:
         for signum in (signal.SIGINT, signal.SIGTERM):
             self.handlers[signum] = signal.signal(signum, self.request_stop)
         self.start_time = time.perf_counter() - self.state["elapsed"]
-        total = self.num_iterations * self.batch_size
-        self.bar = tqdm(total=total, initial=self.global_step, unit="step", disable=None)
+        steps = {"initial": self.global_step, "total": self.num_iterations * self.batch_size}
+        self.bar = tqdm(**steps, unit="step", disable=None)
 
     @property
     def global_step(self):
@@ -800,7 +796,13 @@ class Run:
         if not finished:
             print(f"stopped at step {step}; continue with: python {Path(__file__).name} --resume {self.folder}")
             sys.exit(128 + self.stop[0])
-        print_summary(self.folder, state["rows"])
+        last = state["rows"][-1]
+        print(f"final evaluation   return {last['eval_return']:.2f}, success {last['eval_success']:.2f}")
+        if math.isfinite(last["eval_success"]):
+            solved = [row["global_step"] for row in state["rows"] if row["eval_success"] >= 0.95]
+            print(f"95 % success       {f'first evaluated at step {solved[0]}' if solved else 'not reached'}")
+        print(f"training time      {last['wall_time']:.1f} s, {last['sps']:.0f} steps/s")
+        print(f"run folder         {self.folder}")
         return False
 
     def log(self, losses, episodes, lr):
@@ -821,16 +823,6 @@ class Run:
         for name, value in scalars.items():
             self.writer.add_scalar(name, value, self.global_step)
         self.bar.update(self.batch_size)
-
-
-def print_summary(folder, rows):
-    """What a reader wants to know at the end; rows are those of progress.csv."""
-    last, solved = rows[-1], [row["global_step"] for row in rows if row["eval_success"] >= 0.95]
-    print(f"final evaluation   return {last['eval_return']:.2f}, success {last['eval_success']:.2f}")
-    if math.isfinite(last["eval_success"]):
-        print(f"95 % success       {f'first evaluated at step {solved[0]}' if solved else 'not reached'}")
-    print(f"training time      {last['wall_time']:.1f} s, {last['sps']:.0f} steps/s")
-    print(f"run folder         {folder}")
 
 
 INTRINSIC_SCALARS = ["mean", "std", "extrinsic_correlation", "advantage_share", "attention_entropy"]
@@ -861,11 +853,11 @@ def diagnose(irn, data, args):
 
     Scalars (INTRINSIC_SCALARS): mean and standard deviation of r_in; its correlation with the extrinsic reward; the
     part of the mixed advantage's variance that comes from r_in (covariance over variance); attention entropy in nats.
-    Arrays, by time in the episode, NaN where no episode is that long: r_in_mean, r_in_std and first_step_attention, [T]
-    (what an episode's first step attends to, mean over episodes and heads); and attention_map [L, L] of environment 0's
-    first episode, of L steps (mean over heads; row: the step that attends).
+    Arrays, by time in the episode, NaN where no episode is that long: r_in_mean and first_step_attention, [T] (what an
+    episode's first step is paid for or attends to, mean over episodes); and attention_map [L, L] of environment 0's
+    first episode, of L steps (row: the step that is paid).
     """
-    r_in, attention = irn(data.obs, data.actions, data.rewards, data.dones)  # [T, N], [N, heads, T, T]
+    r_in, attention = irn(data.obs, data.actions, data.rewards, data.dones)  # [T, N], [N, 1, T, T]
     zeros = torch.zeros_like(r_in)
     gae_args = data.terminations, data.dones, args.gamma, args.gae_lambda
     in_advantages = compute_gae(args.intrinsic_coef * r_in, zeros, zeros, *gae_args)
@@ -876,20 +868,18 @@ def diagnose(irn, data, args):
     entropy = -attention.xlogy(attention).sum(-1).mean()
     scalars = dict(zip(INTRINSIC_SCALARS, [r_in.mean(), r_in.std(), correlation, share, entropy], strict=True))
     episode, time = (x.T for x in episodes_and_times(data.dones))  # [N, T]
-    attention = attention.mean(1)  # [N, T, T]
+    attention = attention.squeeze(1)  # [N, T, T]
 
     def mean_by_time(x, times):
         counts = torch.bincount(times.flatten().long(), minlength=len(r_in))
         return torch.bincount(times.flatten().long(), x.flatten().double(), len(r_in)) / counts  # [T]
 
-    mean, mean_square = mean_by_time(r_in.T, time), mean_by_time(r_in.T**2, time)
     first = time == 0  # [N, T]
     first_times = time.unsqueeze(1).expand_as(attention)[first]  # [episodes, T] when the attended step was
     same_episode = (episode.unsqueeze(1) == episode.unsqueeze(2))[first]  # [episodes, T]
     length = int((episode[0] == 0).sum())
     arrays = {
-        "r_in_mean": mean,
-        "r_in_std": (mean_square - mean**2).clamp_min(0).sqrt(),
+        "r_in_mean": mean_by_time(r_in.T, time),
         "first_step_attention": mean_by_time(attention[first][same_episode], first_times[same_episode]),
         "attention_map": attention[0, :length, :length],
     }
@@ -906,18 +896,14 @@ def log_irn(run, irn, data, losses):
         scalars, arrays = diagnose(irn, data, run.args)
         for name, value in scalars.items():
             run.writer.add_scalar(f"intrinsic/{name}", value, run.global_step)
-        credit = run.state.setdefault(
-            "credit", {name: [] for name in ("global_step", "r_in_mean", "r_in_std", "first_step_attention")}
-        )
-        for name, values in credit.items():
-            if name != "attention_map":
-                values.append(run.global_step if name == "global_step" else arrays[name])
+        credit = run.state.setdefault("credit", {"global_step": [], "r_in_mean": [], "first_step_attention": []})
+        credit["global_step"].append(run.global_step)
+        images = {"attention_map": arrays["attention_map"]}
+        for name in ("r_in_mean", "first_step_attention"):
+            credit[name].append(arrays[name])
+            images[name] = np.stack(credit[name], axis=1)  # a row for each time, a column for each evaluation
         credit["attention_map"] = arrays["attention_map"]
         write_atomically(run.folder / "intrinsic.npz", lambda file: np.savez_compressed(file, **credit))
-        images = {
-            "attention_map": credit["attention_map"]
-        }  # of the others a row for each time, a column for each evaluation
-        images |= {name: np.stack(credit[name], axis=1) for name in ("first_step_attention", "r_in_mean")}
         for name, values in images.items():
             run.writer.add_image(f"intrinsic/{name}", heat_map(values), run.global_step, dataformats="HWC")
     network = {"config": irn.config, "parameters": irn.state_dict()}

@@ -47,7 +47,6 @@ class Args:
     eval_episodes: int = 20  # episodes of one evaluation; actions are sampled, as in training
 
     # The task
-
     env_id: str = "umbrella_env:UmbrellaLength-v0"  # flat Box observation, Discrete or flat Box action
     chain_length: int = 50  # Umbrella only: the episode's length
     n_distractor: int | None = None  # Umbrella only: random bits in the observation (default: the environment's)
@@ -55,7 +54,6 @@ class Args:
     invert_umbrella: bool = False  # Umbrella only: the opposite of the right first action is right
 
     # The algorithm
-
     total_timesteps: int = 100_000  # environment steps of the whole run
     learning_rate: float = 4e-3  # Adam's step size, for actor and critic
     num_envs: int = 20  # parallel environments
@@ -532,10 +530,9 @@ class Run:
             self.folder, self.envs = open_run(args), envs
             obs, _ = envs.reset(seed=random_seeds(args, "train", count=args.num_envs))
             self.state = {"iteration": 0, "elapsed": 0.0, "obs": obs, "adam": adam, "episodes": [], "rows": []}
-        if args.track:  # mirrors what goes to TensorBoard; WANDB_PROJECT and WANDB_ENTITY choose where
-            importlib.import_module("wandb").init(
-                name=self.folder.name, config=vars(args), sync_tensorboard=True, save_code=True
-            )
+        if args.track:  # WANDB_PROJECT and WANDB_ENTITY choose where it goes
+            wandb = importlib.import_module("wandb")
+            wandb.init(name=self.folder.name, config=vars(args), sync_tensorboard=True, save_code=True)
         self.writer = SummaryWriter(self.folder, purge_step=self.global_step + 1)
         table = "\n".join(f"|{name}|{value}|" for name, value in vars(args).items())
         self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
@@ -543,8 +540,8 @@ class Run:
         for signum in (signal.SIGINT, signal.SIGTERM):
             self.handlers[signum] = signal.signal(signum, self.request_stop)
         self.start_time = time.perf_counter() - self.state["elapsed"]
-        total = self.num_iterations * self.batch_size
-        self.bar = tqdm(total=total, initial=self.global_step, unit="step", disable=None)
+        steps = {"initial": self.global_step, "total": self.num_iterations * self.batch_size}
+        self.bar = tqdm(**steps, unit="step", disable=None)
 
     @property
     def global_step(self):
@@ -592,7 +589,13 @@ class Run:
         if not finished:
             print(f"stopped at step {step}; continue with: python {Path(__file__).name} --resume {self.folder}")
             sys.exit(128 + self.stop[0])
-        print_summary(self.folder, state["rows"])
+        last = state["rows"][-1]
+        print(f"final evaluation   return {last['eval_return']:.2f}, success {last['eval_success']:.2f}")
+        if math.isfinite(last["eval_success"]):
+            solved = [row["global_step"] for row in state["rows"] if row["eval_success"] >= 0.95]
+            print(f"95 % success       {f'first evaluated at step {solved[0]}' if solved else 'not reached'}")
+        print(f"training time      {last['wall_time']:.1f} s, {last['sps']:.0f} steps/s")
+        print(f"run folder         {self.folder}")
         return False
 
     def log(self, losses, episodes, lr):
@@ -613,16 +616,6 @@ class Run:
         for name, value in scalars.items():
             self.writer.add_scalar(name, value, self.global_step)
         self.bar.update(self.batch_size)
-
-
-def print_summary(folder, rows):
-    """What a reader wants to know at the end; rows are those of progress.csv."""
-    last, solved = rows[-1], [row["global_step"] for row in rows if row["eval_success"] >= 0.95]
-    print(f"final evaluation   return {last['eval_return']:.2f}, success {last['eval_success']:.2f}")
-    if math.isfinite(last["eval_success"]):
-        print(f"95 % success       {f'first evaluated at step {solved[0]}' if solved else 'not reached'}")
-    print(f"training time      {last['wall_time']:.1f} s, {last['sps']:.0f} steps/s")
-    print(f"run folder         {folder}")
 
 
 if __name__ == "__main__":

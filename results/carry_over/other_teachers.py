@@ -7,8 +7,8 @@ oracle: set by hand. Every reward goes to its episode's first step.
 
 supervised: what one would try first. The redistributing network's attention, taught by regression: from the steps that
 it points at, a per-step network must predict the episode's return. That is how SECRET (Ferret et al., IJCAI 2020) and,
-with an LSTM, RUDDER (Arjona-Medina et al., 2019) find credit. The data are those that a teacher sees: 5,000 episodes of 10
-steps, the umbrella hidden, of the untrained policy. Rewards are kept from the attention, which could give them away.
+with an LSTM, RUDDER (Arjona-Medina et al., 2019) find credit. The data are those that a teacher sees: 5,000 episodes of
+10 steps, the umbrella hidden, of the untrained policy. Rewards are kept from the attention, which could give them away.
 """
 
 import sys
