@@ -87,13 +87,9 @@ class Args:
     meta_learning_rate: float = 1e-3  # Adam's step size for the intrinsic reward network; 0: it stays as it is
     intrinsic_coef: float = 1.0  # weight of the intrinsic reward in the policy's reward
     extrinsic_coef: float = 1.0  # weight of the extrinsic reward there; 0: only the intrinsic reward is learned from
-    inner_steps: int = (
-        1  # policy steps that a meta-gradient looks back through; divides update_epochs * num_minibatches
-    )
+    inner_steps: int = 1  # policy steps a meta-gradient looks back through; divides update_epochs * num_minibatches
     outer_batch: str = "held-out"  # of the outer loss: the epoch's next minibatch; same: the inner steps' episodes
-    outer_gamma: float = (
-        1.0  # discount factor of the outer loss's extrinsic advantage; without an end in sight: below 1
-    )
+    outer_gamma: float = 1.0  # discount factor of the outer loss's extrinsic advantage; no end in sight: below 1
     outer_gae_lambda: float = 1.0  # its lambda; both 1: return minus value, far-sighted whatever PPO's own sight is
 
 
