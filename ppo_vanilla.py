@@ -15,7 +15,6 @@ References:
 import importlib.util
 import json
 import math
-import os
 import signal
 import sys
 import time
@@ -28,7 +27,6 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
-from gymnasium.vector import AutoresetMode
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -284,7 +282,9 @@ def main(args):
     theta, phi = [flat_parameters(learner) for learner in learners.values()]
     adam = {name: new_adam(p) for name, p in zip(learners, (theta, phi), strict=True)}
     if args.evaluate:
-        evaluate_only(args, learners, envs, device)
+        load_checkpoint(args, learners, envs, device)
+        eval_return, _, eval_success = evaluate(args, actor, device, "evaluate")
+        print(f"{args.eval_episodes} episodes: return {eval_return:.3f}, success {eval_success:.3f}")
         return
     run = Run(args, envs, learners, adam, device)
     adam = run.state["adam"]  # with --resume that of the checkpoint
@@ -352,8 +352,7 @@ def parse_args():
         fail("--resume and --evaluate exclude each other")
     for name, value in vars(stored).items() if args.resume else []:
         if name not in {"resume", "runs_dir", "cuda", "track"} and getattr(args, name) != value:
-            flag = "--" + name.replace("_", "-")
-            fail(f"{flag} is {value} in {folder} and cannot change with --resume: leave it out")
+            fail(f"--{name.replace('_', '-')} is {value} in {folder} and cannot change with --resume: leave it out")
     return args
 
 
@@ -385,18 +384,18 @@ def make_envs(args, num_envs):
     try:
         umbrella = args.env_id.startswith("umbrella_env:")
         if umbrella:
-            kwargs = {name: getattr(args, name) for name in ("chain_length", "hide_umbrella", "invert_umbrella")}
-            kwargs |= {} if args.n_distractor is None else {"n_distractor": args.n_distractor}
+            names = "chain_length", "n_distractor", "hide_umbrella", "invert_umbrella"
+            kwargs = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
             envs = gym.make_vec(args.env_id, num_envs, "vector_entry_point", **kwargs)
         else:
-            envs = gym.make_vec(args.env_id, num_envs, "sync", {"autoreset_mode": AutoresetMode.SAME_STEP})
+            envs = gym.make_vec(args.env_id, num_envs, "sync", {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP})
     except (gym.error.Error, ImportError, ValueError) as error:
         fail(f"--env-id {args.env_id}: {str(error).splitlines()[0]}")
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
-    if not (isinstance(obs_space, gym.spaces.Box) and len(obs_space.shape) == 1):
+    flat_obs, flat_action = [isinstance(x, gym.spaces.Box) and len(x.shape) == 1 for x in (obs_space, action_space)]
+    if not flat_obs:
         fail(f"--env-id {args.env_id}: the observation space must be a flat Box, got {obs_space}")
-    discrete = isinstance(action_space, gym.spaces.Discrete) and action_space.start == 0
-    if not discrete and not (isinstance(action_space, gym.spaces.Box) and len(action_space.shape) == 1):
+    if not (flat_action or (isinstance(action_space, gym.spaces.Discrete) and action_space.start == 0)):
         fail(f"--env-id {args.env_id}: the action space must be Discrete from 0 or a flat Box, got {action_space}")
     return gym.wrappers.vector.RecordEpisodeStatistics(envs), umbrella
 
@@ -424,11 +423,12 @@ def random_seeds(args, stream, index=0, count=1):
 
 
 @torch.inference_mode()
-def evaluate(args, actor, seeds, device):
-    """Mean return and success rate (NaN if not reported) over one episode from each of `seeds`.
+def evaluate(args, actor, device, stream, index=0):
+    """Mean return, length and success (NaN if not reported) of eval_episodes episodes, seeded by random_seeds' stream.
 
     Actions are sampled, as in training, whose random streams are left as they were.
     """
+    seeds = random_seeds(args, stream, index, args.eval_episodes)
     envs, _ = make_envs(args, len(seeds))
     obs, _ = envs.reset(seed=seeds)
     episodes, running = [], np.ones(len(seeds), bool)
@@ -441,16 +441,7 @@ def evaluate(args, actor, seeds, device):
             episodes += ended_episodes(infos, ended)
             running &= ~ended
     envs.close()
-    eval_return, _, eval_success = np.mean(episodes, axis=0)
-    return float(eval_return), float(eval_success)
-
-
-def evaluate_only(args, learners, envs, device):
-    """What --evaluate does instead of training."""
-    load_checkpoint(args, learners, envs, device)
-    seeds = random_seeds(args, "evaluate", count=args.eval_episodes)
-    eval_return, eval_success = evaluate(args, learners["actor"], seeds, device)
-    print(f"{len(seeds)} episodes: return {eval_return:.3f}, success {eval_success:.3f}")
+    return np.mean(episodes, axis=0).tolist()
 
 
 def write_atomically(path, write):
@@ -458,7 +449,7 @@ def write_atomically(path, write):
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
         write(file)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def save_checkpoint(folder, learners, envs, state):
@@ -540,8 +531,8 @@ class Run:
         for signum in (signal.SIGINT, signal.SIGTERM):
             self.handlers[signum] = signal.signal(signum, self.request_stop)
         self.start_time = time.perf_counter() - self.state["elapsed"]
-        steps = {"initial": self.global_step, "total": self.num_iterations * self.batch_size}
-        self.bar = tqdm(**steps, unit="step", disable=None)
+        total_steps = self.num_iterations * self.batch_size
+        self.bar = tqdm(initial=self.global_step, total=total_steps, unit="step", disable=None)
 
     @property
     def global_step(self):
@@ -561,8 +552,7 @@ class Run:
         finished = state["iteration"] == self.num_iterations
         due = step // args.eval_every > evaluated // args.eval_every or (finished and step > evaluated)
         if due:
-            seeds = random_seeds(args, "eval", step, args.eval_episodes)
-            eval_return, eval_success = evaluate(args, self.learners["actor"], seeds, self.device)
+            eval_return, _, eval_success = evaluate(args, self.learners["actor"], self.device, "eval", step)
             train_return, _, train_success = np.mean(state["episodes"] or [[math.nan] * 3], axis=0).tolist()
             seconds = time.perf_counter() - self.start_time
             row = {"global_step": step, "eval_return": eval_return, "eval_success": eval_success}
