@@ -546,22 +546,6 @@ def check(args, names, valid, must):
             fail(f"--{name.replace('_', '-')} must {must}, got {getattr(args, name)}")
 
 
-def check_args(args):
-    """Fails, naming the flag, on values that no run could use."""
-    counts = "eval_every eval_episodes total_timesteps num_envs num_minibatches update_epochs"
-    sizes = "seed learning_rate clip_coef ent_coef vf_coef max_grad_norm reward_scale"
-    check(args, counts, lambda x: x >= 1, "be at least 1")
-    check(args, sizes, lambda x: math.isfinite(x) and x >= 0, "be a finite number of at least 0")
-    check(args, "gamma gae_lambda", lambda x: 0 <= x <= 1, "lie in [0, 1]")
-    check(args, "num_steps", lambda x: x is None or x >= 2, "be at least 2")  # one advantage cannot be normalized
-    if args.num_envs % args.num_minibatches:
-        fail(f"--num-minibatches {args.num_minibatches} must divide --num-envs {args.num_envs}: it splits environments")
-    if args.track and importlib.util.find_spec("wandb") is None:
-        fail("--track needs Weights & Biases: pip install wandb")
-    if args.cuda and not torch.cuda.is_available():
-        fail("--cuda: no CUDA device is available; leave the flag out to run on the CPU")
-
-
 def check_irn_args(args):
     """Fails, naming the flag, on values of the intrinsic reward's arguments that no run could use."""
     check(args, "irn", ["redistribution", "attention", "mlp"].__contains__, "be redistribution, attention or mlp")
@@ -604,8 +588,19 @@ def make_envs(args, num_envs):
 
 
 def set_up(args):
-    """Checks all arguments and fills in those that depend on others -> environments, device."""
-    check_args(args)
+    """Checks the arguments, naming the flag, and fills in those that depend on others -> environments, device."""
+    counts = "eval_every eval_episodes total_timesteps num_envs num_minibatches update_epochs"
+    sizes = "seed learning_rate clip_coef ent_coef vf_coef max_grad_norm reward_scale"
+    check(args, counts, lambda x: x >= 1, "be at least 1")
+    check(args, sizes, lambda x: math.isfinite(x) and x >= 0, "be a finite number of at least 0")
+    check(args, "gamma gae_lambda", lambda x: 0 <= x <= 1, "lie in [0, 1]")
+    check(args, "num_steps", lambda x: x is None or x >= 2, "be at least 2")  # one advantage cannot be normalized
+    if args.num_envs % args.num_minibatches:
+        fail(f"--num-minibatches {args.num_minibatches} must divide --num-envs {args.num_envs}: it splits environments")
+    if args.track and importlib.util.find_spec("wandb") is None:
+        fail("--track needs Weights & Biases: pip install wandb")
+    if args.cuda and not torch.cuda.is_available():
+        fail("--cuda: no CUDA device is available; leave the flag out to run on the CPU")
     torch.set_num_threads(1)  # the fastest for networks this small, and it leaves the other cores to other runs
     envs, umbrella = make_envs(args, args.num_envs)
     if not umbrella:
@@ -730,9 +725,8 @@ class Run:
         self.writer = SummaryWriter(self.folder, purge_step=self.global_step + 1)
         table = "\n".join(f"|{name}|{value}|" for name, value in vars(args).items())
         self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
-        self.stop, self.handlers = [], {}  # signals received: the iteration under way is finished, nothing is lost
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            self.handlers[signum] = signal.signal(signum, self.request_stop)
+        self.stop = []  # signals received: the iteration under way is finished, nothing is lost
+        self.handlers = {signum: signal.signal(signum, self.request_stop) for signum in (signal.SIGINT, signal.SIGTERM)}
         self.start_time = time.perf_counter() - self.state["elapsed"]
         total_steps = self.num_iterations * self.batch_size
         self.bar = tqdm(initial=self.global_step, total=total_steps, unit="step", disable=None)
@@ -763,9 +757,8 @@ class Run:
             row |= {"sps": step / seconds, "wall_time": seconds} | diagnose()
             state["episodes"] = []
             state["rows"].append(row)
-            lines = [row, *(row.values() for row in state["rows"])]  # the keys, then the values
-            text = "".join(",".join(map(str, line)) + "\n" for line in lines)
-            write_atomically(self.folder / "progress.csv", lambda file: file.write(text.encode()))
+            lines = [",".join(map(str, line)) + "\n" for line in (row, *(row.values() for row in state["rows"]))]
+            write_atomically(self.folder / "progress.csv", lambda file: file.write("".join(lines).encode()))
             self.writer.add_scalar("eval/return", eval_return, step)
             if math.isfinite(eval_success):
                 self.writer.add_scalar("eval/success", eval_success, step)
@@ -796,16 +789,15 @@ class Run:
         self.state["iteration"] += 1
         self.state["episodes"] += episodes
         bad = [name for name, x in losses.items() if not math.isfinite(x) and name != "explained_variance"]
-        for name, learner in self.learners.items():
-            bad += [f"parameter {name}.{key}" for key, p in learner.named_parameters() if not p.isfinite().all()]
+        parameters = nn.ModuleDict(self.learners).named_parameters()
+        bad += [f"parameter {name}" for name, p in parameters if not p.isfinite().all()]
         if bad:  # the last checkpoint stays as it was
             where = f"error: iteration {self.state['iteration']}: {bad[0]} is not finite"
             sys.exit(f"{where}; the last good checkpoint is in {self.folder}")
-        scalars = {f"losses/{name}": value for name, value in losses.items()}
+        sps = self.global_step / (time.perf_counter() - self.start_time)
+        scalars = {f"losses/{name}": x for name, x in losses.items()} | {"charts/learning_rate": lr, "charts/SPS": sps}
         if episodes:
             scalars["charts/episodic_return"], scalars["charts/episodic_length"], _ = np.mean(episodes, axis=0)
-        scalars["charts/learning_rate"] = lr
-        scalars["charts/SPS"] = self.global_step / (time.perf_counter() - self.start_time)
         for name, value in scalars.items():
             self.writer.add_scalar(name, value, self.global_step)
         self.bar.update(self.batch_size)
