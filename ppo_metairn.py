@@ -36,7 +36,6 @@ import torch
 import tyro
 from matplotlib import colormaps
 from torch import nn
-from torch.func import functional_call
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -247,11 +246,8 @@ def act(actor, obs, space, device):
 
 def ended_episodes(infos, ended):
     """(return, length, success) of each episode that a step ended, `ended` [N] bool; success is NaN if not reported."""
-    if not ended.any():
-        return []
     success = infos["final_info"].get("success", np.full(len(ended), np.nan))
-    columns = infos["episode"]["r"], infos["episode"]["l"], success
-    return np.stack(columns, axis=1)[ended].tolist()
+    return np.stack([infos["episode"]["r"], infos["episode"]["l"], success], axis=1)[ended].tolist()
 
 
 @torch.no_grad()
@@ -399,7 +395,7 @@ def inner_step(actor, theta, adam, irn, mb, lr, args):
         mixed_rewards, mb.values, mb.next_values, mb.terminations, mb.dones, args.gamma, args.gae_lambda
     )
     mb_advantages = normalize(advantages) if args.norm_adv else advantages
-    new_logprobs, entropies = functional_call(actor, unflatten(theta, actor), (mb.obs, mb.actions))
+    new_logprobs, entropies = torch.func.functional_call(actor, unflatten(theta, actor), (mb.obs, mb.actions))
     loss, stats = policy_loss(new_logprobs, entropies, mb.logprobs, mb_advantages, args.clip_coef, args.ent_coef)
     (grad,) = torch.autograd.grad(loss, theta, create_graph=meta)
     theta, adam = adam_step(theta, clip_grad_norm(grad, args.max_grad_norm), adam, lr)
@@ -409,11 +405,8 @@ def inner_step(actor, theta, adam, irn, mb, lr, args):
 def outer_loss(actor, theta, mb, args):
     """PPO's loss of the extrinsic advantage at theta' [P]: what the IRN is to lower. A scalar."""
     advantages = normalize(mb.ext_advantages) if args.norm_adv else mb.ext_advantages
-    new_logprobs, entropies = functional_call(actor, unflatten(theta, actor), (mb.obs, mb.actions))
+    new_logprobs, entropies = torch.func.functional_call(actor, unflatten(theta, actor), (mb.obs, mb.actions))
     return policy_loss(new_logprobs, entropies, mb.logprobs, advantages, args.clip_coef, 0.0)[0]
-
-
-META_EPS = 1e-10  # of the IRN's Adam: meta-gradients pass through the policy's step, so they are smaller than 1e-5
 
 
 def main(args):
@@ -489,8 +482,9 @@ def main(args):
                         meta_loss = outer_loss(actor, inner_theta, Minibatch(*(x[:, outer_envs] for x in data)), args)
                         meta_loss.backward(inputs=list(irn.parameters()))
                         meta_stats.append(torch.stack([meta_loss.detach(), eta.grad.norm()]))
+                        # Meta-gradients pass through the policy's step and are smaller than Adam's usual eps of 1e-5
                         meta_lr = frac * args.meta_learning_rate
-                        adam["irn"] = descend(eta, adam["irn"], meta_lr, args.max_grad_norm, eps=META_EPS)
+                        adam["irn"] = descend(eta, adam["irn"], meta_lr, args.max_grad_norm, eps=1e-10)
 
                     # Commit theta', without its graph
                     theta.data.copy_(inner_theta.data)
@@ -636,8 +630,9 @@ def evaluate(args, actor, device, stream, index=0):
             _, env_actions = act(actor, obs, envs.single_action_space, device)
             obs, _, terminations, truncations, infos = envs.step(env_actions)
             ended = running & (terminations | truncations)  # an environment's later episodes do not count
-            episodes += ended_episodes(infos, ended)
-            running &= ~ended
+            if ended.any():
+                episodes += ended_episodes(infos, ended)
+                running &= ~ended
     envs.close()
     return np.mean(episodes, axis=0).tolist()
 
@@ -811,18 +806,16 @@ def load_irn(path, irn, device):
     path = Path(path, "irn.pt") if Path(path).is_dir() else Path(path)
     try:
         network = torch.load(path, map_location=device, weights_only=True)
-        config, parameters = network["config"], network["parameters"]
-        if not all(p.isfinite().all() for p in parameters.values()):
+        if not all(p.isfinite().all() for p in network["parameters"].values()):
             raise ValueError
-        if config == irn.config:
-            irn.load_state_dict(parameters)
+        for name, value in irn.config.items():
+            if network["config"].get(name) != value:
+                fail(f"--irn-from {path}: its network has {name} {network['config'].get(name)}, this run needs {value}")
+        irn.load_state_dict(network["parameters"])
     except (FileNotFoundError, PermissionError) as error:
         fail(f"--irn-from {path}: {error.strerror}")
     except Exception:  # what a damaged file raises depends on where it is damaged
         fail(f"--irn-from {path} is damaged, or not an irn.pt that a run of this script wrote")
-    for name, value in irn.config.items():
-        if config.get(name) != value:
-            fail(f"--irn-from {path}: its network has {name} {config.get(name)}, this run needs {value}")
 
 
 @torch.no_grad()
@@ -836,6 +829,8 @@ def diagnose(irn, data, args):
     first episode, of L steps (row: the step that is paid).
     """
     r_in, attention = irn(data.obs, data.actions, data.rewards, data.dones)  # [T, N], [N, 1, T, T]
+    attention = attention.squeeze(1)  # [N, T, T]
+    episode, time = (x.T for x in episodes_and_times(data.dones))  # [N, T]
     zeros = torch.zeros_like(r_in)
     gae_args = data.terminations, data.dones, args.gamma, args.gae_lambda
     in_advantages = compute_gae(args.intrinsic_coef * r_in, zeros, zeros, *gae_args)
@@ -844,24 +839,20 @@ def diagnose(irn, data, args):
     correlation = torch.corrcoef(torch.stack([r_in, data.rewards]).flatten(1))[0, 1]
     share = covariance[0, 1] / covariance[1, 1]
     entropy = -attention.xlogy(attention).sum(-1).mean()
-    scalars = dict(zip(INTRINSIC_SCALARS, [r_in.mean(), r_in.std(), correlation, share, entropy], strict=True))
-    episode, time = (x.T for x in episodes_and_times(data.dones))  # [N, T]
-    attention = attention.squeeze(1)  # [N, T, T]
+    scalars = torch.stack([r_in.mean(), r_in.std(), correlation, share, entropy]).tolist()
 
-    def mean_by_time(x, times):
-        counts = torch.bincount(times.flatten().long(), minlength=len(r_in))
-        return torch.bincount(times.flatten().long(), x.flatten().double(), len(r_in)) / counts  # [T]
+    def mean_by_time(x):  # [N, T] -> [T]
+        return torch.bincount(time.flatten().long(), x.flatten().double(), len(r_in)) / steps_at_time
 
-    first = time == 0  # [N, T]
-    first_times = time.unsqueeze(1).expand_as(attention)[first]  # [episodes, T] when the attended step was
-    same_episode = (episode.unsqueeze(1) == episode.unsqueeze(2))[first]  # [episodes, T]
+    steps_at_time = torch.bincount(time.flatten().long(), minlength=len(r_in))  # [T]
+    of_first_step = (attention * (time == 0).unsqueeze(-1)).sum(1)  # [N, T] it sees no other episode: zeros there
     length = int((episode[0] == 0).sum())
     arrays = {
-        "r_in_mean": mean_by_time(r_in.T, time),
-        "first_step_attention": mean_by_time(attention[first][same_episode], first_times[same_episode]),
+        "r_in_mean": mean_by_time(r_in.T),
+        "first_step_attention": mean_by_time(of_first_step),
         "attention_map": attention[0, :length, :length],
     }
-    return {k: x.item() for k, x in scalars.items()}, {k: x.cpu().numpy() for k, x in arrays.items()}
+    return dict(zip(INTRINSIC_SCALARS, scalars, strict=True)), {k: x.cpu().numpy() for k, x in arrays.items()}
 
 
 def log_irn(run, irn, data, losses):

@@ -159,11 +159,8 @@ def act(actor, obs, space, device):
 
 def ended_episodes(infos, ended):
     """(return, length, success) of each episode that a step ended, `ended` [N] bool; success is NaN if not reported."""
-    if not ended.any():
-        return []
     success = infos["final_info"].get("success", np.full(len(ended), np.nan))
-    columns = infos["episode"]["r"], infos["episode"]["l"], success
-    return np.stack(columns, axis=1)[ended].tolist()
+    return np.stack([infos["episode"]["r"], infos["episode"]["l"], success], axis=1)[ended].tolist()
 
 
 @torch.no_grad()
@@ -433,8 +430,9 @@ def evaluate(args, actor, device, stream, index=0):
             _, env_actions = act(actor, obs, envs.single_action_space, device)
             obs, _, terminations, truncations, infos = envs.step(env_actions)
             ended = running & (terminations | truncations)  # an environment's later episodes do not count
-            episodes += ended_episodes(infos, ended)
-            running &= ~ended
+            if ended.any():
+                episodes += ended_episodes(infos, ended)
+                running &= ~ended
     envs.close()
     return np.mean(episodes, axis=0).tolist()
 
