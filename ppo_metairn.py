@@ -840,18 +840,13 @@ def diagnose(irn, data, args):
     share = covariance[0, 1] / covariance[1, 1]
     entropy = -attention.xlogy(attention).sum(-1).mean()
     scalars = torch.stack([r_in.mean(), r_in.std(), correlation, share, entropy]).tolist()
-
-    def mean_by_time(x):  # [N, T] -> [T]
-        return torch.bincount(time.flatten().long(), x.flatten().double(), len(r_in)) / steps_at_time
-
-    steps_at_time = torch.bincount(time.flatten().long(), minlength=len(r_in))  # [T]
-    of_first_step = (attention * (time == 0).unsqueeze(-1)).sum(1)  # [N, T] it sees no other episode: zeros there
+    of_first_step = (attention * (time == 0).unsqueeze(-1)).sum(1)  # [N, T]: an episode's attention is 0 in all others
+    T, times = len(r_in), time.flatten().long()
+    sums = [times.bincount(x.flatten().double(), T) for x in (r_in.T, of_first_step)]  # [T] each
+    r_in_mean, first_step_attention = torch.stack(sums) / times.bincount(minlength=T)
     length = int((episode[0] == 0).sum())
-    arrays = {
-        "r_in_mean": mean_by_time(r_in.T),
-        "first_step_attention": mean_by_time(of_first_step),
-        "attention_map": attention[0, :length, :length],
-    }
+    arrays = {"r_in_mean": r_in_mean, "first_step_attention": first_step_attention}
+    arrays["attention_map"] = attention[0, :length, :length]
     return dict(zip(INTRINSIC_SCALARS, scalars, strict=True)), {k: x.cpu().numpy() for k, x in arrays.items()}
 
 
@@ -867,13 +862,12 @@ def log_irn(run, irn, data, losses):
             run.writer.add_scalar(f"intrinsic/{name}", value, run.global_step)
         credit = run.state.setdefault("credit", {"global_step": [], "r_in_mean": [], "first_step_attention": []})
         credit["global_step"].append(run.global_step)
-        images = {"attention_map": arrays["attention_map"]}
+        credit["attention_map"] = arrays["attention_map"]
         for name in ("r_in_mean", "first_step_attention"):
             credit[name].append(arrays[name])
-            images[name] = np.stack(credit[name], axis=1)  # a row for each time, a column for each evaluation
-        credit["attention_map"] = arrays["attention_map"]
+            arrays[name] = np.stack(credit[name], axis=1)  # a row for each time, a column for each evaluation
         write_atomically(run.folder / "intrinsic.npz", lambda file: np.savez_compressed(file, **credit))
-        for name, values in images.items():
+        for name, values in arrays.items():
             run.writer.add_image(f"intrinsic/{name}", heat_map(values), run.global_step, dataformats="HWC")
     network = {"config": irn.config, "parameters": irn.state_dict()}
     write_atomically(run.folder / "irn.pt", lambda file: torch.save(network, file))
