@@ -173,9 +173,8 @@ def rollout(envs, actor, obs, args, device):
     for _ in range(args.num_steps):
         actions, env_actions = act(actor, obs, envs.single_action_space, device)
         following_obs, rewards, terminations, truncations, infos = envs.step(env_actions)
-        next_obs, dones = following_obs, terminations | truncations
+        next_obs, dones = following_obs.copy(), terminations | truncations
         if dones.any():  # following_obs already begins the next episodes: put back what the action led to
-            next_obs = following_obs.copy()
             next_obs[dones] = np.stack(infos["final_obs"][dones])
             episodes += ended_episodes(infos, dones)
         steps.append((obs, actions, rewards * args.reward_scale, next_obs, terminations, dones))
@@ -382,7 +381,7 @@ def make_envs(args, num_envs):
 
 
 def set_up(args):
-    """Checks the arguments, naming the flag, and fills in those that depend on others -> environments, device."""
+    """Checks the arguments (naming the flag) and fills in those that depend on others -> environments, device."""
     counts = "eval_every eval_episodes total_timesteps num_envs num_minibatches update_epochs"
     sizes = "seed learning_rate clip_coef ent_coef vf_coef max_grad_norm reward_scale"
     check(args, counts, lambda x: x >= 1, "be at least 1")
@@ -523,8 +522,8 @@ class Run:
         self.stop = []  # signals received: the iteration under way is finished, nothing is lost
         self.handlers = {signum: signal.signal(signum, self.request_stop) for signum in (signal.SIGINT, signal.SIGTERM)}
         self.start_time = time.perf_counter() - self.state["elapsed"]
-        total_steps = self.num_iterations * self.batch_size
-        self.bar = tqdm(initial=self.global_step, total=total_steps, unit="step", disable=None)
+        total = self.num_iterations * self.batch_size
+        self.bar = tqdm(initial=self.global_step, total=total, unit="step", disable=None)
 
     @property
     def global_step(self):
