@@ -615,15 +615,12 @@ def random_seeds(args, stream, index=0, count=1):
 
 @torch.inference_mode()
 def evaluate(args, actor, device, stream, index=0):
-    """Mean return, length and success (NaN if not reported) of eval_episodes episodes, seeded by random_seeds' stream.
-
-    Actions are sampled, as in training, whose random streams are left as they were.
-    """
+    """Mean return, length, success (NaN if not reported) of eval_episodes episodes; actions are sampled as ever."""
     seeds = random_seeds(args, stream, index, args.eval_episodes)
     envs, _ = make_envs(args, len(seeds))
     obs, _ = envs.reset(seed=seeds)
     episodes, running = [], np.ones(len(seeds), bool)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # training's is left as it was
         torch.manual_seed(seeds[0])
         while running.any():
             _, env_actions = act(actor, obs, envs.single_action_space, device)
