@@ -21,7 +21,6 @@ import copy
 import importlib.util
 import json
 import math
-import os
 import signal
 import sys
 import time
@@ -35,10 +34,8 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
-from gymnasium.vector import AutoresetMode
 from matplotlib import colormaps
 from torch import nn
-from torch.func import functional_call
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -87,13 +84,9 @@ class Args:
     meta_learning_rate: float = 1e-3  # Adam's step size for the intrinsic reward network; 0: it stays as it is
     intrinsic_coef: float = 1.0  # weight of the intrinsic reward in the policy's reward
     extrinsic_coef: float = 1.0  # weight of the extrinsic reward there; 0: only the intrinsic reward is learned from
-    inner_steps: int = (
-        1  # policy steps that a meta-gradient looks back through; divides update_epochs * num_minibatches
-    )
+    inner_steps: int = 1  # policy steps a meta-gradient looks back through; divides update_epochs * num_minibatches
     outer_batch: str = "held-out"  # of the outer loss: the epoch's next minibatch; same: the inner steps' episodes
-    outer_gamma: float = (
-        1.0  # discount factor of the outer loss's extrinsic advantage; without an end in sight: below 1
-    )
+    outer_gamma: float = 1.0  # discount factor of the outer loss's extrinsic advantage; no end in sight: below 1
     outer_gae_lambda: float = 1.0  # its lambda; both 1: return minus value, far-sighted whatever PPO's own sight is
 
 
@@ -253,11 +246,8 @@ def act(actor, obs, space, device):
 
 def ended_episodes(infos, ended):
     """(return, length, success) of each episode that a step ended, `ended` [N] bool; success is NaN if not reported."""
-    if not ended.any():
-        return []
     success = infos["final_info"].get("success", np.full(len(ended), np.nan))
-    columns = infos["episode"]["r"], infos["episode"]["l"], success
-    return np.stack(columns, axis=1)[ended].tolist()
+    return np.stack([infos["episode"]["r"], infos["episode"]["l"], success], axis=1)[ended].tolist()
 
 
 @torch.no_grad()
@@ -270,9 +260,8 @@ def rollout(envs, actor, obs, args, device):
     for _ in range(args.num_steps):
         actions, env_actions = act(actor, obs, envs.single_action_space, device)
         following_obs, rewards, terminations, truncations, infos = envs.step(env_actions)
-        next_obs, dones = following_obs, terminations | truncations
+        next_obs, dones = following_obs.copy(), terminations | truncations
         if dones.any():  # following_obs already begins the next episodes: put back what the action led to
-            next_obs = following_obs.copy()
             next_obs[dones] = np.stack(infos["final_obs"][dones])
             episodes += ended_episodes(infos, dones)
         steps.append((obs, actions, rewards * args.reward_scale, next_obs, terminations, dones))
@@ -405,7 +394,7 @@ def inner_step(actor, theta, adam, irn, mb, lr, args):
         mixed_rewards, mb.values, mb.next_values, mb.terminations, mb.dones, args.gamma, args.gae_lambda
     )
     mb_advantages = normalize(advantages) if args.norm_adv else advantages
-    new_logprobs, entropies = functional_call(actor, unflatten(theta, actor), (mb.obs, mb.actions))
+    new_logprobs, entropies = torch.func.functional_call(actor, unflatten(theta, actor), (mb.obs, mb.actions))
     loss, stats = policy_loss(new_logprobs, entropies, mb.logprobs, mb_advantages, args.clip_coef, args.ent_coef)
     (grad,) = torch.autograd.grad(loss, theta, create_graph=meta)
     theta, adam = adam_step(theta, clip_grad_norm(grad, args.max_grad_norm), adam, lr)
@@ -415,11 +404,8 @@ def inner_step(actor, theta, adam, irn, mb, lr, args):
 def outer_loss(actor, theta, mb, args):
     """PPO's loss of the extrinsic advantage at theta' [P]: what the IRN is to lower. A scalar."""
     advantages = normalize(mb.ext_advantages) if args.norm_adv else mb.ext_advantages
-    new_logprobs, entropies = functional_call(actor, unflatten(theta, actor), (mb.obs, mb.actions))
+    new_logprobs, entropies = torch.func.functional_call(actor, unflatten(theta, actor), (mb.obs, mb.actions))
     return policy_loss(new_logprobs, entropies, mb.logprobs, advantages, args.clip_coef, 0.0)[0]
-
-
-META_EPS = 1e-10  # of the IRN's Adam: meta-gradients pass through the policy's step, so they are smaller than 1e-5
 
 
 def main(args):
@@ -436,7 +422,9 @@ def main(args):
     theta, phi, ext_phi, eta = [flat_parameters(learner) for learner in learners.values()]
     adam = {name: new_adam(p) for name, p in zip(learners, (theta, phi, ext_phi, eta), strict=True)}
     if args.evaluate:
-        evaluate_only(args, learners, envs, device)
+        load_checkpoint(args, learners, envs, device)
+        eval_return, _, eval_success = evaluate(args, actor, device, "evaluate")
+        print(f"{args.eval_episodes} episodes: return {eval_return:.3f}, success {eval_success:.3f}")
         return
     run = Run(args, envs, learners, adam, device)
     adam = run.state["adam"]  # with --resume that of the checkpoint
@@ -493,8 +481,9 @@ def main(args):
                         meta_loss = outer_loss(actor, inner_theta, Minibatch(*(x[:, outer_envs] for x in data)), args)
                         meta_loss.backward(inputs=list(irn.parameters()))
                         meta_stats.append(torch.stack([meta_loss.detach(), eta.grad.norm()]))
+                        # Meta-gradients pass through the policy's step and are smaller than Adam's usual eps of 1e-5
                         meta_lr = frac * args.meta_learning_rate
-                        adam["irn"] = descend(eta, adam["irn"], meta_lr, args.max_grad_norm, eps=META_EPS)
+                        adam["irn"] = descend(eta, adam["irn"], meta_lr, args.max_grad_norm, eps=1e-10)
 
                     # Commit theta', without its graph
                     theta.data.copy_(inner_theta.data)
@@ -539,8 +528,7 @@ def parse_args():
         fail("--resume and --evaluate exclude each other")
     for name, value in vars(stored).items() if args.resume else []:
         if name not in {"resume", "runs_dir", "cuda", "track"} and getattr(args, name) != value:
-            flag = "--" + name.replace("_", "-")
-            fail(f"{flag} is {value} in {folder} and cannot change with --resume: leave it out")
+            fail(f"--{name.replace('_', '-')} is {value} in {folder} and cannot change with --resume: leave it out")
     return args
 
 
@@ -549,22 +537,6 @@ def check(args, names, valid, must):
     for name in names.split():
         if not valid(getattr(args, name)):
             fail(f"--{name.replace('_', '-')} must {must}, got {getattr(args, name)}")
-
-
-def check_args(args):
-    """Fails, naming the flag, on values that no run could use."""
-    counts = "eval_every eval_episodes total_timesteps num_envs num_minibatches update_epochs"
-    sizes = "seed learning_rate clip_coef ent_coef vf_coef max_grad_norm reward_scale"
-    check(args, counts, lambda x: x >= 1, "be at least 1")
-    check(args, sizes, lambda x: math.isfinite(x) and x >= 0, "be a finite number of at least 0")
-    check(args, "gamma gae_lambda", lambda x: 0 <= x <= 1, "lie in [0, 1]")
-    check(args, "num_steps", lambda x: x is None or x >= 2, "be at least 2")  # one advantage cannot be normalized
-    if args.num_envs % args.num_minibatches:
-        fail(f"--num-minibatches {args.num_minibatches} must divide --num-envs {args.num_envs}: it splits environments")
-    if args.track and importlib.util.find_spec("wandb") is None:
-        fail("--track needs Weights & Biases: pip install wandb")
-    if args.cuda and not torch.cuda.is_available():
-        fail("--cuda: no CUDA device is available; leave the flag out to run on the CPU")
 
 
 def check_irn_args(args):
@@ -592,25 +564,36 @@ def make_envs(args, num_envs):
     try:
         umbrella = args.env_id.startswith("umbrella_env:")
         if umbrella:
-            kwargs = {name: getattr(args, name) for name in ("chain_length", "hide_umbrella", "invert_umbrella")}
-            kwargs |= {} if args.n_distractor is None else {"n_distractor": args.n_distractor}
+            names = "chain_length", "n_distractor", "hide_umbrella", "invert_umbrella"
+            kwargs = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
             envs = gym.make_vec(args.env_id, num_envs, "vector_entry_point", **kwargs)
         else:
-            envs = gym.make_vec(args.env_id, num_envs, "sync", {"autoreset_mode": AutoresetMode.SAME_STEP})
+            envs = gym.make_vec(args.env_id, num_envs, "sync", {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP})
     except (gym.error.Error, ImportError, ValueError) as error:
         fail(f"--env-id {args.env_id}: {str(error).splitlines()[0]}")
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
-    if not (isinstance(obs_space, gym.spaces.Box) and len(obs_space.shape) == 1):
+    flat_obs, flat_action = [isinstance(x, gym.spaces.Box) and len(x.shape) == 1 for x in (obs_space, action_space)]
+    if not flat_obs:
         fail(f"--env-id {args.env_id}: the observation space must be a flat Box, got {obs_space}")
-    discrete = isinstance(action_space, gym.spaces.Discrete) and action_space.start == 0
-    if not discrete and not (isinstance(action_space, gym.spaces.Box) and len(action_space.shape) == 1):
+    if not (flat_action or (isinstance(action_space, gym.spaces.Discrete) and action_space.start == 0)):
         fail(f"--env-id {args.env_id}: the action space must be Discrete from 0 or a flat Box, got {action_space}")
     return gym.wrappers.vector.RecordEpisodeStatistics(envs), umbrella
 
 
 def set_up(args):
-    """Checks all arguments and fills in those that depend on others -> environments, device."""
-    check_args(args)
+    """Checks the arguments (naming the flag) and fills in those that depend on others -> environments, device."""
+    counts = "eval_every eval_episodes total_timesteps num_envs num_minibatches update_epochs"
+    sizes = "seed learning_rate clip_coef ent_coef vf_coef max_grad_norm reward_scale"
+    check(args, counts, lambda x: x >= 1, "be at least 1")
+    check(args, sizes, lambda x: math.isfinite(x) and x >= 0, "be a finite number of at least 0")
+    check(args, "gamma gae_lambda", lambda x: 0 <= x <= 1, "lie in [0, 1]")
+    check(args, "num_steps", lambda x: x is None or x >= 2, "be at least 2")  # one advantage cannot be normalized
+    if args.num_envs % args.num_minibatches:
+        fail(f"--num-minibatches {args.num_minibatches} must divide --num-envs {args.num_envs}: it splits environments")
+    if args.track and importlib.util.find_spec("wandb") is None:
+        fail("--track needs Weights & Biases: pip install wandb")
+    if args.cuda and not torch.cuda.is_available():
+        fail("--cuda: no CUDA device is available; leave the flag out to run on the CPU")
     torch.set_num_threads(1)  # the fastest for networks this small, and it leaves the other cores to other runs
     envs, umbrella = make_envs(args, args.num_envs)
     if not umbrella:
@@ -631,33 +614,23 @@ def random_seeds(args, stream, index=0, count=1):
 
 
 @torch.inference_mode()
-def evaluate(args, actor, seeds, device):
-    """Mean return and success rate (NaN if not reported) over one episode from each of `seeds`.
-
-    Actions are sampled, as in training, whose random streams are left as they were.
-    """
+def evaluate(args, actor, device, stream, index=0):
+    """Mean return, length, success (NaN if not reported) of eval_episodes episodes; actions are sampled as ever."""
+    seeds = random_seeds(args, stream, index, args.eval_episodes)
     envs, _ = make_envs(args, len(seeds))
     obs, _ = envs.reset(seed=seeds)
     episodes, running = [], np.ones(len(seeds), bool)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # training's is left as it was
         torch.manual_seed(seeds[0])
         while running.any():
             _, env_actions = act(actor, obs, envs.single_action_space, device)
             obs, _, terminations, truncations, infos = envs.step(env_actions)
             ended = running & (terminations | truncations)  # an environment's later episodes do not count
-            episodes += ended_episodes(infos, ended)
-            running &= ~ended
+            if ended.any():
+                episodes += ended_episodes(infos, ended)
+                running &= ~ended
     envs.close()
-    eval_return, _, eval_success = np.mean(episodes, axis=0)
-    return float(eval_return), float(eval_success)
-
-
-def evaluate_only(args, learners, envs, device):
-    """What --evaluate does instead of training."""
-    load_checkpoint(args, learners, envs, device)
-    seeds = random_seeds(args, "evaluate", count=args.eval_episodes)
-    eval_return, eval_success = evaluate(args, learners["actor"], seeds, device)
-    print(f"{len(seeds)} episodes: return {eval_return:.3f}, success {eval_success:.3f}")
+    return np.mean(episodes, axis=0).tolist()
 
 
 def write_atomically(path, write):
@@ -665,7 +638,7 @@ def write_atomically(path, write):
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
         write(file)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def save_checkpoint(folder, learners, envs, state):
@@ -743,12 +716,11 @@ class Run:
         self.writer = SummaryWriter(self.folder, purge_step=self.global_step + 1)
         table = "\n".join(f"|{name}|{value}|" for name, value in vars(args).items())
         self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
-        self.stop, self.handlers = [], {}  # signals received: the iteration under way is finished, nothing is lost
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            self.handlers[signum] = signal.signal(signum, self.request_stop)
+        self.stop = []  # signals received: the iteration under way is finished, nothing is lost
+        self.handlers = {signum: signal.signal(signum, self.request_stop) for signum in (signal.SIGINT, signal.SIGTERM)}
         self.start_time = time.perf_counter() - self.state["elapsed"]
-        steps = {"initial": self.global_step, "total": self.num_iterations * self.batch_size}
-        self.bar = tqdm(**steps, unit="step", disable=None)
+        total = self.num_iterations * self.batch_size
+        self.bar = tqdm(initial=self.global_step, total=total, unit="step", disable=None)
 
     @property
     def global_step(self):
@@ -768,8 +740,7 @@ class Run:
         finished = state["iteration"] == self.num_iterations
         due = step // args.eval_every > evaluated // args.eval_every or (finished and step > evaluated)
         if due:
-            seeds = random_seeds(args, "eval", step, args.eval_episodes)
-            eval_return, eval_success = evaluate(args, self.learners["actor"], seeds, self.device)
+            eval_return, _, eval_success = evaluate(args, self.learners["actor"], self.device, "eval", step)
             train_return, _, train_success = np.mean(state["episodes"] or [[math.nan] * 3], axis=0).tolist()
             seconds = time.perf_counter() - self.start_time
             row = {"global_step": step, "eval_return": eval_return, "eval_success": eval_success}
@@ -777,9 +748,8 @@ class Run:
             row |= {"sps": step / seconds, "wall_time": seconds} | diagnose()
             state["episodes"] = []
             state["rows"].append(row)
-            lines = [row, *(row.values() for row in state["rows"])]  # the keys, then the values
-            text = "".join(",".join(map(str, line)) + "\n" for line in lines)
-            write_atomically(self.folder / "progress.csv", lambda file: file.write(text.encode()))
+            lines = [",".join(map(str, line)) + "\n" for line in (row, *(row.values() for row in state["rows"]))]
+            write_atomically(self.folder / "progress.csv", lambda file: file.write("".join(lines).encode()))
             self.writer.add_scalar("eval/return", eval_return, step)
             if math.isfinite(eval_success):
                 self.writer.add_scalar("eval/success", eval_success, step)
@@ -810,16 +780,15 @@ class Run:
         self.state["iteration"] += 1
         self.state["episodes"] += episodes
         bad = [name for name, x in losses.items() if not math.isfinite(x) and name != "explained_variance"]
-        for name, learner in self.learners.items():
-            bad += [f"parameter {name}.{key}" for key, p in learner.named_parameters() if not p.isfinite().all()]
+        parameters = nn.ModuleDict(self.learners).named_parameters()
+        bad += [f"parameter {name}" for name, p in parameters if not p.isfinite().all()]
         if bad:  # the last checkpoint stays as it was
             where = f"error: iteration {self.state['iteration']}: {bad[0]} is not finite"
             sys.exit(f"{where}; the last good checkpoint is in {self.folder}")
-        scalars = {f"losses/{name}": value for name, value in losses.items()}
+        sps = self.global_step / (time.perf_counter() - self.start_time)
+        scalars = {f"losses/{name}": x for name, x in losses.items()} | {"charts/learning_rate": lr, "charts/SPS": sps}
         if episodes:
             scalars["charts/episodic_return"], scalars["charts/episodic_length"], _ = np.mean(episodes, axis=0)
-        scalars["charts/learning_rate"] = lr
-        scalars["charts/SPS"] = self.global_step / (time.perf_counter() - self.start_time)
         for name, value in scalars.items():
             self.writer.add_scalar(name, value, self.global_step)
         self.bar.update(self.batch_size)
@@ -833,18 +802,16 @@ def load_irn(path, irn, device):
     path = Path(path, "irn.pt") if Path(path).is_dir() else Path(path)
     try:
         network = torch.load(path, map_location=device, weights_only=True)
-        config, parameters = network["config"], network["parameters"]
-        if not all(p.isfinite().all() for p in parameters.values()):
+        if not all(p.isfinite().all() for p in network["parameters"].values()):
             raise ValueError
-        if config == irn.config:
-            irn.load_state_dict(parameters)
+        for name, value in irn.config.items():
+            if network["config"].get(name) != value:
+                fail(f"--irn-from {path}: its network has {name} {network['config'].get(name)}, this run needs {value}")
+        irn.load_state_dict(network["parameters"])
     except (FileNotFoundError, PermissionError) as error:
         fail(f"--irn-from {path}: {error.strerror}")
     except Exception:  # what a damaged file raises depends on where it is damaged
         fail(f"--irn-from {path} is damaged, or not an irn.pt that a run of this script wrote")
-    for name, value in irn.config.items():
-        if config.get(name) != value:
-            fail(f"--irn-from {path}: its network has {name} {config.get(name)}, this run needs {value}")
 
 
 @torch.no_grad()
@@ -858,6 +825,8 @@ def diagnose(irn, data, args):
     first episode, of L steps (row: the step that is paid).
     """
     r_in, attention = irn(data.obs, data.actions, data.rewards, data.dones)  # [T, N], [N, 1, T, T]
+    attention = attention.squeeze(1)  # [N, T, T]
+    episode, time = (x.T for x in episodes_and_times(data.dones))  # [N, T]
     zeros = torch.zeros_like(r_in)
     gae_args = data.terminations, data.dones, args.gamma, args.gae_lambda
     in_advantages = compute_gae(args.intrinsic_coef * r_in, zeros, zeros, *gae_args)
@@ -866,24 +835,15 @@ def diagnose(irn, data, args):
     correlation = torch.corrcoef(torch.stack([r_in, data.rewards]).flatten(1))[0, 1]
     share = covariance[0, 1] / covariance[1, 1]
     entropy = -attention.xlogy(attention).sum(-1).mean()
-    scalars = dict(zip(INTRINSIC_SCALARS, [r_in.mean(), r_in.std(), correlation, share, entropy], strict=True))
-    episode, time = (x.T for x in episodes_and_times(data.dones))  # [N, T]
-    attention = attention.squeeze(1)  # [N, T, T]
-
-    def mean_by_time(x, times):
-        counts = torch.bincount(times.flatten().long(), minlength=len(r_in))
-        return torch.bincount(times.flatten().long(), x.flatten().double(), len(r_in)) / counts  # [T]
-
-    first = time == 0  # [N, T]
-    first_times = time.unsqueeze(1).expand_as(attention)[first]  # [episodes, T] when the attended step was
-    same_episode = (episode.unsqueeze(1) == episode.unsqueeze(2))[first]  # [episodes, T]
+    scalars = torch.stack([r_in.mean(), r_in.std(), correlation, share, entropy]).tolist()
+    of_first_step = (attention * (time == 0).unsqueeze(-1)).sum(1)  # [N, T]: an episode's attention is 0 in all others
+    T, times = len(r_in), time.flatten().long()
+    sums = [times.bincount(x.flatten().double(), T) for x in (r_in.T, of_first_step)]  # [T] each
+    r_in_mean, first_step_attention = torch.stack(sums) / times.bincount(minlength=T)
     length = int((episode[0] == 0).sum())
-    arrays = {
-        "r_in_mean": mean_by_time(r_in.T, time),
-        "first_step_attention": mean_by_time(attention[first][same_episode], first_times[same_episode]),
-        "attention_map": attention[0, :length, :length],
-    }
-    return {k: x.item() for k, x in scalars.items()}, {k: x.cpu().numpy() for k, x in arrays.items()}
+    arrays = {"r_in_mean": r_in_mean, "first_step_attention": first_step_attention}
+    arrays["attention_map"] = attention[0, :length, :length]
+    return dict(zip(INTRINSIC_SCALARS, scalars, strict=True)), {k: x.cpu().numpy() for k, x in arrays.items()}
 
 
 def log_irn(run, irn, data, losses):
@@ -898,13 +858,12 @@ def log_irn(run, irn, data, losses):
             run.writer.add_scalar(f"intrinsic/{name}", value, run.global_step)
         credit = run.state.setdefault("credit", {"global_step": [], "r_in_mean": [], "first_step_attention": []})
         credit["global_step"].append(run.global_step)
-        images = {"attention_map": arrays["attention_map"]}
+        credit["attention_map"] = arrays["attention_map"]
         for name in ("r_in_mean", "first_step_attention"):
             credit[name].append(arrays[name])
-            images[name] = np.stack(credit[name], axis=1)  # a row for each time, a column for each evaluation
-        credit["attention_map"] = arrays["attention_map"]
+            arrays[name] = np.stack(credit[name], axis=1)  # a row for each time, a column for each evaluation
         write_atomically(run.folder / "intrinsic.npz", lambda file: np.savez_compressed(file, **credit))
-        for name, values in images.items():
+        for name, values in arrays.items():
             run.writer.add_image(f"intrinsic/{name}", heat_map(values), run.global_step, dataformats="HWC")
     network = {"config": irn.config, "parameters": irn.state_dict()}
     write_atomically(run.folder / "irn.pt", lambda file: torch.save(network, file))

@@ -15,7 +15,6 @@ References:
 import importlib.util
 import json
 import math
-import os
 import signal
 import sys
 import time
@@ -28,7 +27,6 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
-from gymnasium.vector import AutoresetMode
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -161,11 +159,8 @@ def act(actor, obs, space, device):
 
 def ended_episodes(infos, ended):
     """(return, length, success) of each episode that a step ended, `ended` [N] bool; success is NaN if not reported."""
-    if not ended.any():
-        return []
     success = infos["final_info"].get("success", np.full(len(ended), np.nan))
-    columns = infos["episode"]["r"], infos["episode"]["l"], success
-    return np.stack(columns, axis=1)[ended].tolist()
+    return np.stack([infos["episode"]["r"], infos["episode"]["l"], success], axis=1)[ended].tolist()
 
 
 @torch.no_grad()
@@ -178,9 +173,8 @@ def rollout(envs, actor, obs, args, device):
     for _ in range(args.num_steps):
         actions, env_actions = act(actor, obs, envs.single_action_space, device)
         following_obs, rewards, terminations, truncations, infos = envs.step(env_actions)
-        next_obs, dones = following_obs, terminations | truncations
+        next_obs, dones = following_obs.copy(), terminations | truncations
         if dones.any():  # following_obs already begins the next episodes: put back what the action led to
-            next_obs = following_obs.copy()
             next_obs[dones] = np.stack(infos["final_obs"][dones])
             episodes += ended_episodes(infos, dones)
         steps.append((obs, actions, rewards * args.reward_scale, next_obs, terminations, dones))
@@ -284,7 +278,9 @@ def main(args):
     theta, phi = [flat_parameters(learner) for learner in learners.values()]
     adam = {name: new_adam(p) for name, p in zip(learners, (theta, phi), strict=True)}
     if args.evaluate:
-        evaluate_only(args, learners, envs, device)
+        load_checkpoint(args, learners, envs, device)
+        eval_return, _, eval_success = evaluate(args, actor, device, "evaluate")
+        print(f"{args.eval_episodes} episodes: return {eval_return:.3f}, success {eval_success:.3f}")
         return
     run = Run(args, envs, learners, adam, device)
     adam = run.state["adam"]  # with --resume that of the checkpoint
@@ -352,8 +348,7 @@ def parse_args():
         fail("--resume and --evaluate exclude each other")
     for name, value in vars(stored).items() if args.resume else []:
         if name not in {"resume", "runs_dir", "cuda", "track"} and getattr(args, name) != value:
-            flag = "--" + name.replace("_", "-")
-            fail(f"{flag} is {value} in {folder} and cannot change with --resume: leave it out")
+            fail(f"--{name.replace('_', '-')} is {value} in {folder} and cannot change with --resume: leave it out")
     return args
 
 
@@ -364,8 +359,29 @@ def check(args, names, valid, must):
             fail(f"--{name.replace('_', '-')} must {must}, got {getattr(args, name)}")
 
 
-def check_args(args):
-    """Fails, naming the flag, on values that no run could use."""
+def make_envs(args, num_envs):
+    """Environments with SAME_STEP autoreset (no dead transitions, true last observation); whether they are Umbrella."""
+    try:
+        umbrella = args.env_id.startswith("umbrella_env:")
+        if umbrella:
+            names = "chain_length", "n_distractor", "hide_umbrella", "invert_umbrella"
+            kwargs = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+            envs = gym.make_vec(args.env_id, num_envs, "vector_entry_point", **kwargs)
+        else:
+            envs = gym.make_vec(args.env_id, num_envs, "sync", {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP})
+    except (gym.error.Error, ImportError, ValueError) as error:
+        fail(f"--env-id {args.env_id}: {str(error).splitlines()[0]}")
+    obs_space, action_space = envs.single_observation_space, envs.single_action_space
+    flat_obs, flat_action = [isinstance(x, gym.spaces.Box) and len(x.shape) == 1 for x in (obs_space, action_space)]
+    if not flat_obs:
+        fail(f"--env-id {args.env_id}: the observation space must be a flat Box, got {obs_space}")
+    if not (flat_action or (isinstance(action_space, gym.spaces.Discrete) and action_space.start == 0)):
+        fail(f"--env-id {args.env_id}: the action space must be Discrete from 0 or a flat Box, got {action_space}")
+    return gym.wrappers.vector.RecordEpisodeStatistics(envs), umbrella
+
+
+def set_up(args):
+    """Checks the arguments (naming the flag) and fills in those that depend on others -> environments, device."""
     counts = "eval_every eval_episodes total_timesteps num_envs num_minibatches update_epochs"
     sizes = "seed learning_rate clip_coef ent_coef vf_coef max_grad_norm reward_scale"
     check(args, counts, lambda x: x >= 1, "be at least 1")
@@ -378,32 +394,6 @@ def check_args(args):
         fail("--track needs Weights & Biases: pip install wandb")
     if args.cuda and not torch.cuda.is_available():
         fail("--cuda: no CUDA device is available; leave the flag out to run on the CPU")
-
-
-def make_envs(args, num_envs):
-    """Environments with SAME_STEP autoreset (no dead transitions, true last observation); whether they are Umbrella."""
-    try:
-        umbrella = args.env_id.startswith("umbrella_env:")
-        if umbrella:
-            kwargs = {name: getattr(args, name) for name in ("chain_length", "hide_umbrella", "invert_umbrella")}
-            kwargs |= {} if args.n_distractor is None else {"n_distractor": args.n_distractor}
-            envs = gym.make_vec(args.env_id, num_envs, "vector_entry_point", **kwargs)
-        else:
-            envs = gym.make_vec(args.env_id, num_envs, "sync", {"autoreset_mode": AutoresetMode.SAME_STEP})
-    except (gym.error.Error, ImportError, ValueError) as error:
-        fail(f"--env-id {args.env_id}: {str(error).splitlines()[0]}")
-    obs_space, action_space = envs.single_observation_space, envs.single_action_space
-    if not (isinstance(obs_space, gym.spaces.Box) and len(obs_space.shape) == 1):
-        fail(f"--env-id {args.env_id}: the observation space must be a flat Box, got {obs_space}")
-    discrete = isinstance(action_space, gym.spaces.Discrete) and action_space.start == 0
-    if not discrete and not (isinstance(action_space, gym.spaces.Box) and len(action_space.shape) == 1):
-        fail(f"--env-id {args.env_id}: the action space must be Discrete from 0 or a flat Box, got {action_space}")
-    return gym.wrappers.vector.RecordEpisodeStatistics(envs), umbrella
-
-
-def set_up(args):
-    """Checks all arguments and fills in those that depend on others -> environments, device."""
-    check_args(args)
     torch.set_num_threads(1)  # the fastest for networks this small, and it leaves the other cores to other runs
     envs, umbrella = make_envs(args, args.num_envs)
     if not umbrella:
@@ -424,33 +414,23 @@ def random_seeds(args, stream, index=0, count=1):
 
 
 @torch.inference_mode()
-def evaluate(args, actor, seeds, device):
-    """Mean return and success rate (NaN if not reported) over one episode from each of `seeds`.
-
-    Actions are sampled, as in training, whose random streams are left as they were.
-    """
+def evaluate(args, actor, device, stream, index=0):
+    """Mean return, length, success (NaN if not reported) of eval_episodes episodes; actions are sampled as ever."""
+    seeds = random_seeds(args, stream, index, args.eval_episodes)
     envs, _ = make_envs(args, len(seeds))
     obs, _ = envs.reset(seed=seeds)
     episodes, running = [], np.ones(len(seeds), bool)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # training's is left as it was
         torch.manual_seed(seeds[0])
         while running.any():
             _, env_actions = act(actor, obs, envs.single_action_space, device)
             obs, _, terminations, truncations, infos = envs.step(env_actions)
             ended = running & (terminations | truncations)  # an environment's later episodes do not count
-            episodes += ended_episodes(infos, ended)
-            running &= ~ended
+            if ended.any():
+                episodes += ended_episodes(infos, ended)
+                running &= ~ended
     envs.close()
-    eval_return, _, eval_success = np.mean(episodes, axis=0)
-    return float(eval_return), float(eval_success)
-
-
-def evaluate_only(args, learners, envs, device):
-    """What --evaluate does instead of training."""
-    load_checkpoint(args, learners, envs, device)
-    seeds = random_seeds(args, "evaluate", count=args.eval_episodes)
-    eval_return, eval_success = evaluate(args, learners["actor"], seeds, device)
-    print(f"{len(seeds)} episodes: return {eval_return:.3f}, success {eval_success:.3f}")
+    return np.mean(episodes, axis=0).tolist()
 
 
 def write_atomically(path, write):
@@ -458,7 +438,7 @@ def write_atomically(path, write):
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
         write(file)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def save_checkpoint(folder, learners, envs, state):
@@ -536,12 +516,11 @@ class Run:
         self.writer = SummaryWriter(self.folder, purge_step=self.global_step + 1)
         table = "\n".join(f"|{name}|{value}|" for name, value in vars(args).items())
         self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
-        self.stop, self.handlers = [], {}  # signals received: the iteration under way is finished, nothing is lost
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            self.handlers[signum] = signal.signal(signum, self.request_stop)
+        self.stop = []  # signals received: the iteration under way is finished, nothing is lost
+        self.handlers = {signum: signal.signal(signum, self.request_stop) for signum in (signal.SIGINT, signal.SIGTERM)}
         self.start_time = time.perf_counter() - self.state["elapsed"]
-        steps = {"initial": self.global_step, "total": self.num_iterations * self.batch_size}
-        self.bar = tqdm(**steps, unit="step", disable=None)
+        total = self.num_iterations * self.batch_size
+        self.bar = tqdm(initial=self.global_step, total=total, unit="step", disable=None)
 
     @property
     def global_step(self):
@@ -561,8 +540,7 @@ class Run:
         finished = state["iteration"] == self.num_iterations
         due = step // args.eval_every > evaluated // args.eval_every or (finished and step > evaluated)
         if due:
-            seeds = random_seeds(args, "eval", step, args.eval_episodes)
-            eval_return, eval_success = evaluate(args, self.learners["actor"], seeds, self.device)
+            eval_return, _, eval_success = evaluate(args, self.learners["actor"], self.device, "eval", step)
             train_return, _, train_success = np.mean(state["episodes"] or [[math.nan] * 3], axis=0).tolist()
             seconds = time.perf_counter() - self.start_time
             row = {"global_step": step, "eval_return": eval_return, "eval_success": eval_success}
@@ -570,9 +548,8 @@ class Run:
             row |= {"sps": step / seconds, "wall_time": seconds} | diagnose()
             state["episodes"] = []
             state["rows"].append(row)
-            lines = [row, *(row.values() for row in state["rows"])]  # the keys, then the values
-            text = "".join(",".join(map(str, line)) + "\n" for line in lines)
-            write_atomically(self.folder / "progress.csv", lambda file: file.write(text.encode()))
+            lines = [",".join(map(str, line)) + "\n" for line in (row, *(row.values() for row in state["rows"]))]
+            write_atomically(self.folder / "progress.csv", lambda file: file.write("".join(lines).encode()))
             self.writer.add_scalar("eval/return", eval_return, step)
             if math.isfinite(eval_success):
                 self.writer.add_scalar("eval/success", eval_success, step)
@@ -603,16 +580,15 @@ class Run:
         self.state["iteration"] += 1
         self.state["episodes"] += episodes
         bad = [name for name, x in losses.items() if not math.isfinite(x) and name != "explained_variance"]
-        for name, learner in self.learners.items():
-            bad += [f"parameter {name}.{key}" for key, p in learner.named_parameters() if not p.isfinite().all()]
+        parameters = nn.ModuleDict(self.learners).named_parameters()
+        bad += [f"parameter {name}" for name, p in parameters if not p.isfinite().all()]
         if bad:  # the last checkpoint stays as it was
             where = f"error: iteration {self.state['iteration']}: {bad[0]} is not finite"
             sys.exit(f"{where}; the last good checkpoint is in {self.folder}")
-        scalars = {f"losses/{name}": value for name, value in losses.items()}
+        sps = self.global_step / (time.perf_counter() - self.start_time)
+        scalars = {f"losses/{name}": x for name, x in losses.items()} | {"charts/learning_rate": lr, "charts/SPS": sps}
         if episodes:
             scalars["charts/episodic_return"], scalars["charts/episodic_length"], _ = np.mean(episodes, axis=0)
-        scalars["charts/learning_rate"] = lr
-        scalars["charts/SPS"] = self.global_step / (time.perf_counter() - self.start_time)
         for name, value in scalars.items():
             self.writer.add_scalar(name, value, self.global_step)
         self.bar.update(self.batch_size)
