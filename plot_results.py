@@ -505,8 +505,13 @@ def plot_learning(learning, counts, styles, published):
 def plot_steps_to_95(runs, styles, budget, credit_map):
     """Steps to 95 % success against length: medians and quartiles of `runs`; beside it the maps of `credit_map`
 
-    What never gets there, within the `budget` of its steps, is an open marker at the top edge.
+    What never gets there, within the `budget` of its steps, is an open marker at the top edge. Lengths that less than
+    half of the arms have (a teacher's own) are left out, unless all are such.
     """
+    arms = runs.groupby("chain_length")["algorithm"].transform("nunique")
+    if (2 * arms >= len(styles)).any():
+        runs = runs[2 * arms >= len(styles)]
+        styles = {algorithm: style for algorithm, style in styles.items() if (runs["algorithm"] == algorithm).any()}
     maps = list(credit_map.groupby(["chain_length", "algorithm"])) if len(credit_map) else []
     ratios = [1.7, *[1] * len(maps)]
     figure, axes = plt.subplots(
@@ -533,6 +538,7 @@ def plot_steps_to_95(runs, styles, budget, credit_map):
     axis.set(xlabel="episode length L [steps]", ylabel="environment steps to 95 % success\n(median, quartiles)")
     axis.set_xticks(lengths, lengths)
     axis.set_xticks([], minor=True)
+    axis.set_yticks([tick for tick in axis.get_yticks() if low / 1.4 <= tick <= budget])  # above, there is "never"
     axis.text(-0.01, top, "never", transform=axis.get_yaxis_transform(), ha="right", va="center")
     axis.grid(alpha=0.3)
     norm = LogNorm(vmin=0.1 / max([1, *(length for (length, _), _ in maps)]), vmax=1)
