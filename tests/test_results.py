@@ -416,7 +416,7 @@ def test_the_studies_arms_are_those_of_the_settings(path):
     """Every option in study.txt is the one that its runs had; and every length has its runs."""
     settings = json.loads((path.parent / "settings.json").read_text())
     runs = pd.read_csv(path.parent / "runs.csv")
-    arms = [line.split() for line in path.read_text().splitlines() if not line.startswith("#")]
+    arms = [line.split() for line in path.read_text().splitlines() if line and not line.startswith("#")]
     assert {arm[0] for arm in arms} == set(settings)
     expected = {(name, int(length)) for name, _, lengths, *_ in arms for length in lengths.split(",")}
     assert set(zip(runs["algorithm"], runs["chain_length"], strict=True)) == expected
