@@ -873,6 +873,7 @@ def log_irn(run, irn, data, losses):
 
 def heat_map(values):
     """values [rows, columns] -> RGB image for TensorBoard, lowest value dark, at least 200 pixels wide and high"""
+    values = values[~np.isnan(values).all(1)]  # times that no episode reaches
     low, high = np.nanmin(values), np.nanmax(values)
     image = colormaps["viridis"](np.nan_to_num((values - low) / max(high - low, 1e-12)))[..., :3]  # [rows, columns, 3]
     return image.repeat(-(-200 // image.shape[0]), axis=0).repeat(-(-200 // image.shape[1]), axis=1)

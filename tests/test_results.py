@@ -452,6 +452,53 @@ def said(text):
     return " ".join(text.split()) in " ".join(STUDIES.split())
 
 
+def medians(study):
+    """{(algorithm, length): median steps to 95 % success}"""
+    return results(study, "summary.csv").set_index(["algorithm", "chain_length"])["steps_to_95_median"].to_dict()
+
+
+def steps_said(study, algorithm, *lengths):
+    return ", ".join(plot_results.steps_text(medians(study)[algorithm, length]) for length in lengths)
+
+
+def test_what_is_said_of_carry_over():
+    lengths = 50, 100, 200, 500
+    summary = results("carry_over", "summary.csv").set_index(["algorithm", "chain_length"])
+    steps = medians("carry_over")
+    for arm in ("student", "oracle", "supervised"):
+        assert said(f"{steps_said('carry_over', arm, *lengths)}")
+        assert (summary.loc[arm, ["runs", "solved_ever"]] == 20).all(axis=None)
+    assert said(f"(medians {steps_said('carry_over', 'ppo', *lengths)})")
+    assert all(steps["student", length] <= 1.3 * steps["oracle", length] for length in lengths)
+    ratios = [steps["ppo", length] / steps["student", length] for length in lengths]
+    assert said(f"still needs {min(ratios):.1f} to {max(ratios):.1f} times as many steps")
+    for length in lengths:  # the intervals are apart
+        assert summary.loc[("student", length), "steps_to_95_q3"] < summary.loc[("ppo", length), "steps_to_95_q1"]
+    together = [50_000 + steps["student", length] for length in lengths]
+    assert said(f"needs {', '.join(map(plot_results.steps_text, together))} in all")
+    weights = results("carry_over", "runs.csv").groupby(["algorithm", "chain_length"])["first_to_last"].min()
+    assert said(f"at least {weights['teacher', 10]:.2f} at L = 10")
+    assert said(", ".join(f"{weights['student', length]:.3f}" for length in lengths))
+    readme = " ".join(README.split())
+    assert f"{steps_said('carry_over', 'student', *lengths)} steps" in readme
+    assert f"{steps_said('carry_over', 'ppo', *lengths)}" in readme
+
+
+def test_what_is_said_of_tuning_ppo():
+    """The settings in study.txt are those with the lowest median over all ten tuning seeds."""
+    trials = results("carry_over", "tuning.csv")
+    assert trials["seed"].between(101, 110).all()
+    assert said(f"all {len(trials)} trials")
+    options = list(trials.columns[1 : trials.columns.get_loc("seed")])
+    settings = json.loads((ROOT / "results" / "carry_over" / "settings.json").read_text())["ppo"]
+    for length, rows in trials.groupby("chain_length"):
+        cells = rows.groupby(options)["first_95"].agg(["size", "median"]).query("size == 10")["median"]
+        used = [x[str(length)] if isinstance(x := settings[name], dict) else x for name in options]
+        assert cells.idxmin() == tuple(used)
+        if length == 200:
+            assert said(f"to a median of {cells.min():,.0f} on the tuning seeds")
+
+
 def test_what_is_said_of_the_protocol_with_the_attention_network():
     summary = results("protocol_attention", "summary.csv")
     assert summary[["runs", "solved_at_end"]].sum().tolist() == [200, 200]
