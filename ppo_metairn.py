@@ -11,10 +11,18 @@ step, taken through that step. `diff ppo_vanilla.py ppo_metairn.py` shows the me
     python ppo_metairn.py --evaluate runs/FOLDER --eval-episodes 1000
     tensorboard --logdir runs
 
+Credit that carries over: a teacher on short episodes, then a student on long ones, where the opposite action is right
+
+    python ppo_metairn.py --hide-umbrella --chain-length 10 --total-timesteps 50000 --learning-rate 1e-4 --seed 3
+    python ppo_metairn.py --hide-umbrella --invert-umbrella --chain-length 200 --meta-learning-rate 0 --seed 3
+        --irn-from runs/UmbrellaLength-v0__ppo_metairn__10__3
+
 References, beside those of ppo_vanilla.py:
     Zheng, Oh and Singh, "On Learning Intrinsic Rewards for Policy Gradient Methods" (LIRPG), NeurIPS 2018
     Jiang et al., "Self-Attention based Temporal Intrinsic Reward for Reinforcement Learning" (SAIR), CAC 2021
+    Zheng et al., "Adaptive Pairwise Weights for Temporal Credit Assignment", AAAI 2022
     Link, Heidmann and Liebig-Schultz, "MetaIRN: Metagradient Based Intrinsic Rewards Via Attention Network", 2025
+    Nakanishi, "Scalable-Softmax Is Superior for Attention", 2025
 """
 
 import copy
