@@ -421,7 +421,8 @@ def test_the_studies_arms_are_those_of_the_settings(path):
     expected = {(name, int(length)) for name, _, lengths, *_ in arms for length in lengths.split(",")}
     assert set(zip(runs["algorithm"], runs["chain_length"], strict=True)) == expected
     for name, _, lengths, steps, *options in arms:
-        said = dict(re.findall(r"--(\S+)(?: (?!--)(\S+))?", " ".join(options))) | {"total-timesteps": steps}
+        options = " ".join(options).replace("{out}", f"runs/{path.parent.name}")
+        said = dict(re.findall(r"--(\S+)(?: (?!--)(\S+))?", options)) | {"total-timesteps": steps}
         for option, value in said.items():
             had = settings[name].get(option.replace("-", "_"))
             if had is None and option.startswith("outer-"):  # its default
