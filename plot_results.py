@@ -77,7 +77,6 @@ FIGURES = Literal[
 ]
 RUN = ["algorithm", "chain_length", "seed"]
 DIFFER = {"exp_name", "seed", "chain_length", "num_steps", "runs_dir", "resume", "evaluate", "cuda", "track"}
-DIFFER |= {"wandb_project_name", "wandb_entity"}  # options in which the runs of one algorithm may differ
 
 
 @dataclass

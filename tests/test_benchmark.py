@@ -251,8 +251,8 @@ def test_runs_of_another_kind_are_not_mixed(benchmark):
 ARMS = """# two arms, of which the second has other options at other lengths
 
 teacher ppo_metairn 2 1000 --intrinsic-coef 0.5   # half
-plain   ppo_vanilla 2,5 1000
-plain   ppo_vanilla 10 2000 --gamma 1 --wandb-entity {out}/a_*__{seed} --wandb-project-name=x{out}
+plain   ppo_metairn 2,5 1000
+plain   ppo_metairn 10 2000 --gamma 1 --meta-learning-rate=0 --irn-from {out}/UmbrellaLength-v0__teacher__2__{seed}
 """
 
 
@@ -288,8 +288,8 @@ def test_study(benchmark, study):
     assert args["plain__2__1"]["gamma"] == 0.99
     assert args["plain__10__1"]["gamma"] == 1
     assert [args[f"plain__{length}__1"]["total_timesteps"] for length in (2, 10)] == [1000, 2000]
-    assert args["plain__10__1"]["wandb_entity"] == "out put/a_*__{seed}"  # {seed} is the script's
-    assert args["plain__10__1"]["wandb_project_name"] == "xout put"
+    taught = args["plain__10__1"]["irn_from"]
+    assert taught == "out put/UmbrellaLength-v0__teacher__2__{seed}"  # {seed} is the script's
     assert {run["eval_every"] for run in args.values()} == {1000}
     settings = json.loads((benchmark.out / "results" / "settings.json").read_text())
     assert settings["plain"]["gamma"] == {"2": 0.99, "10": 1.0}
