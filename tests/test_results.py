@@ -476,13 +476,72 @@ def test_what_is_said_of_carry_over():
     for length in lengths:  # the intervals are apart
         assert summary.loc[("student", length), "steps_to_95_q3"] < summary.loc[("ppo", length), "steps_to_95_q1"]
     together = [50_000 + steps["student", length] for length in lengths]
-    assert said(f"needs {', '.join(map(plot_results.steps_text, together))} in all")
+    assert said(f"needs {', '.join(map(plot_results.steps_text, together))} steps in all")
+    assert [50_000 + steps["student", length] < steps["ppo", length] for length in lengths] == [
+        False,
+        False,
+        True,
+        True,
+    ]
     weights = results("carry_over", "runs.csv").groupby(["algorithm", "chain_length"])["first_to_last"].min()
     assert said(f"at least {weights['teacher', 10]:.2f} at L = 10")
     assert said(", ".join(f"{weights['student', length]:.3f}" for length in lengths))
     readme = " ".join(README.split())
     assert f"{steps_said('carry_over', 'student', *lengths)} steps" in readme
     assert f"{steps_said('carry_over', 'ppo', *lengths)}" in readme
+
+
+def test_what_is_said_of_other_teachers():
+    summary = results("carry_over_teachers", "summary.csv").set_index(["algorithm", "chain_length"])
+    arms = "of5", "of10short", "of20", "of50"
+    assert said(", ".join(plot_results.steps_text(summary.loc[(arm, 200), "steps_to_95_median"]) for arm in arms))
+    assert all(summary.loc[(arm, 200), "solved_ever"] == summary.loc[(arm, 200), "runs"] for arm in arms[:3])
+    solved = [summary.loc[(arm, 50), "solved_ever"] for arm in ("ofattention", "ofmlp")]
+    number = int(summary["runs"].max())
+    assert said(f"solved at L = 50 by {solved[0]:.0f} of {number} and {solved[1]:.0f} of {number} students")
+    runs = results("carry_over_teachers", "runs.csv").query("chain_length == 200").groupby("algorithm")["final_success"]
+    assert said(f"of {runs.median()['ofattention']:.2f} and {runs.median()['ofmlp']:.2f} (medians)")
+
+
+def test_what_is_said_of_other_students():
+    ppo, tuned = medians("carry_over"), medians("carry_over_students")
+    pairs = [tuple(f"{x['tuned' if x is tuned else 'ppo', L]:,.0f}" for L in (50, 200)) for x in (tuned, ppo)]
+    assert said(
+        "{} and {} steps at L = 50 and 200, where PPO without the network takes {} and {}.".format(*sum(pairs, ()))
+    )
+    assert all(tuned["learning", length] <= 1.34 * ppo["student", length] for length in (50, 200))  # one rollout
+
+
+def test_what_is_said_of_choices():
+    weights = results("carry_over", "choices.csv").query("chain_length == 10")
+    for variant, sentence in {
+        "as it is": "without it {} to {}",
+        "queries and keys see the action": "is {} to {},",
+    }.items():
+        rows = weights[weights["variant"] == variant][["weight_won", "weight_lost"]]
+        assert said(sentence.format(f"{rows.min().min():.2f}", f"{rows.max().max():.2f}"))
+    columns = results("carry_over", "choices.csv").set_index(["variant", "seed", "chain_length"])
+    assert columns.loc["as it is"].equals(columns.loc["rewards flow only backward"])
+
+
+def test_what_is_said_of_one_run():
+    summary = results("carry_over_in_view", "summary.csv").set_index(["algorithm", "chain_length"])
+    for algorithm in ("ppo_metairn", "uniform", "student"):
+        row = summary.loc[(algorithm, 200)]
+        assert said(f"{row['solved_ever']:.0f} of {row['runs']:.0f}, in")
+        assert said(f"{row['steps_to_95_median']:,.0f}")
+    assert said(f"PPO solves {summary.loc[('ppo_vanilla', 200), 'solved_ever']:.0f} of 10 runs within 100,000 steps")
+    summary = results("protocol", "summary.csv")
+    assert said(
+        f"{summary['solved_at_end'].sum()} of {summary['runs'].sum()} runs end solved. MetaIRN needs at no length"
+    )
+    assert f"({summary['solved_at_end'].sum()} of {summary['runs'].sum()} runs)" in " ".join(README.split())
+    steps = summary.set_index(["algorithm", "chain_length"])["steps_to_95_median"]
+    assert (steps["ppo_metairn"] <= steps["ppo_vanilla"]).all()
+    better = results("protocol", "aggregate.csv").set_index(["score", "statistic", "algorithm"])
+    better = better.loc["mean return over training", "P(MetaIRN > PPO)", "ppo_metairn"]
+    assert said(f"probability of {better['estimate']:.3f} [{better['low']:.3f}, {better['high']:.3f}]")
+    assert better["low"] > 0.5
 
 
 def test_what_is_said_of_tuning_ppo():
