@@ -119,6 +119,8 @@ def test_stopped_and_continued_is_as_if_never_stopped(benchmark, signal):
     stopped = benchmark(at_checkpoint=action, WORKERS=1, **settings)
     assert stopped.returncode == {"SIGKILL": -9, "SIGTERM": 143, "SIGINT": 130}[signal]
     assert finished(benchmark.out) == ["ppo_metairn__2__1"]
+    with open(benchmark.out / "lock") as lock:  # until the last of the killed processes is gone
+        fcntl.flock(lock, fcntl.LOCK_EX)
     if signal != "SIGKILL":
         assert "stopped, nothing is lost" in stopped.stdout
         assert "stopped at step 1000" in (benchmark.out / "logs" / "ppo_metairn__2__2.log").read_text()
