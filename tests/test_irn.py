@@ -1,5 +1,6 @@
 """The intrinsic reward network is alive, and an episode's intrinsic reward depends on that episode alone."""
 
+import importlib.util
 import math
 from pathlib import Path
 
@@ -211,3 +212,19 @@ def test_the_committed_networks_pay_the_first_step_for_the_last_reward(name, lea
         mixed = torch.zeros(length, 20)
         mixed[0] = batch.rewards.sum(0)
         torch.testing.assert_close(batch.rewards + r_in, mixed, rtol=0, atol=1e-4)
+
+
+def test_the_networks_that_no_meta_gradient_has_made(monkeypatch):
+    """The committed oracle is the one that the script makes; the supervised attention never sees a reward."""
+    folder = Path(__file__).parents[1] / "results" / "carry_over"
+    spec = importlib.util.spec_from_file_location("other_teachers", folder / "other_teachers.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(script, "EPISODES", 200)
+    monkeypatch.setattr(script, "EPOCHS", 2)
+    committed = torch.load(folder / "oracle.pt", weights_only=True)["parameters"]
+    made = script.oracle().state_dict()
+    assert all(torch.equal(made[name], committed[name]) for name in committed)
+    irn = script.supervised(1)
+    assert not irn.embed.weight[:, 3].any()
+    assert irn.embed.weight[:, 4].any()
