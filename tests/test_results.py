@@ -166,6 +166,19 @@ def test_steps_to_95_by_length(tmp_path, monkeypatch):
     assert image.get_extent() == [0.5, 5.5, 5.5, 0.5]
 
 
+def test_steps_to_95_leaves_out_lengths_that_few_arms_have():
+    rows = [("teacher", 2, np.inf), ("a", 5, 3_000.0), ("b", 5, np.inf)]
+    runs = pd.DataFrame(rows, columns=["algorithm", "chain_length", "steps_to_95"])
+    styles = plot_results.assign_styles(["teacher", "a", "b"])
+    axis = plot_results.plot_steps_to_95(runs, styles, 10_000, pd.DataFrame()).axes[0]
+    assert axis.get_xticks().tolist() == [5]
+    assert [container.get_label() for container in axis.containers] == ["a", "b"]
+    assert max(axis.get_yticks()) <= 10_000  # above stands "never"
+    apart = runs.assign(chain_length=[2, 5, 9])  # no length has half of the arms: all are shown
+    axis = plot_results.plot_steps_to_95(apart, styles, 10_000, pd.DataFrame()).axes[0]
+    assert axis.get_xticks().tolist() == [2, 5, 9]
+
+
 def test_credit_map_is_that_of_the_lowest_seed(tmp_path, capsys):
     runs, out = tmp_path / "runs", tmp_path / "out"
     for seed in (2, 10):
