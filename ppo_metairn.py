@@ -89,13 +89,19 @@ class Args:
     # The intrinsic reward
     irn: str = "redistribution"  # redistribution: moves reward in time; attention: SAIR, MetaIRN; mlp: LIRPG
     irn_from: str | None = None  # begin with this network: a run folder or an irn.pt; {seed} stands for this run's seed
-    meta_learning_rate: float = 1e-3  # Adam's step size for the intrinsic reward network; 0: it stays as it is
+    held_steps: int | None = None  # hold the policy so long at most, until a redistribution is learned that is shown to
+    # help; 0: learn both at once (default: a fifth of the run, or 0 where nothing of this kind is to be learned)
+    meta_learning_rate: float = 1e-2  # Adam's step size for the intrinsic reward network; 0: it stays as it is
     intrinsic_coef: float = 1.0  # weight of the intrinsic reward in the policy's reward
     extrinsic_coef: float = 1.0  # weight of the extrinsic reward there; 0: only the intrinsic reward is learned from
     inner_steps: int = 1  # policy steps a meta-gradient looks back through; divides update_epochs * num_minibatches
     outer_batch: str = "held-out"  # of the outer loss: the epoch's next minibatch; same: the inner steps' episodes
     outer_gamma: float = 1.0  # discount factor of the outer loss's extrinsic advantage; no end in sight: below 1
     outer_gae_lambda: float = 1.0  # its lambda; both 1: return minus value, far-sighted whatever PPO's own sight is
+
+    @property
+    def learns_at_once(self):
+        return self.meta_learning_rate > 0 and not self.held_steps
 
 
 def layer_init(layer, std=2**0.5, bias_const=0.0):
@@ -395,7 +401,7 @@ def inner_step(actor, theta, adam, irn, mb, lr, args):
     theta [P]: the actor's parameters; adam: their Adam state. Returns theta', its state, the mixed advantages [T, n]
     (without graph; the mixed critic's regression targets less its values) and statistics to log.
     """
-    meta = args.meta_learning_rate > 0  # else the IRN stays as it is, and no graph is kept
+    meta = args.learns_at_once  # else the IRN stays as it is, and no graph is kept
     r_in = irn(mb.obs, mb.actions, mb.rewards, mb.dones)[0] if meta else mb.r_in  # [T, n]
     mixed_rewards = args.extrinsic_coef * mb.rewards + args.intrinsic_coef * r_in
     advantages = compute_gae(
@@ -416,6 +422,75 @@ def outer_loss(actor, theta, mb, args):
     return policy_loss(new_logprobs, entropies, mb.logprobs, advantages, args.clip_coef, 0.0)[0]
 
 
+LOOK_AHEAD_STEPS, LOOK_AHEAD_LR, STRETCH, META_STEPS, EVIDENCE = 8, 1e-2, 5, 40, 5.0  # of the held phase
+
+
+def look_ahead_gains(actor, theta, irn, inner, outer, args):
+    """What the outer episodes gain when PPO learns from the reward that the IRN gives to the inner ones: [n_outer].
+
+    inner and outer: Batch [T, n, ...] of environments under the policy theta [P]. PPO takes LOOK_AHEAD_STEPS full-batch
+    steps on the inner ones; the gain is its surrogate on the outer ones, summed over time. The graph leads to the IRN.
+    Inside and outside, advantages are of the redistributed reward. It is the extrinsic return, of which redistribution
+    neither adds nor takes any, paid where the IRN says that it was earned. Paid to all steps, it would drown what the
+    right one gains in the noise of the others.
+    Each stretch of up to STRETCH steps has a look-ahead of its own, from theta. All steps share one policy network: in a
+    common look-ahead each would be judged by the noise of all.
+    """
+    stretch = max(n for n in range(1, STRETCH + 1) if len(inner.rewards) % n == 0)
+    vmap = torch.func.vmap
+    call = vmap(lambda theta, *x: torch.func.functional_call(actor, unflatten(theta, actor), x))
+
+    def cut(x):  # [T, n, ...] -> [S, stretch * n, ...] for S stretches
+        return x.unflatten(0, (-1, stretch)).flatten(1, 2)
+
+    def advantages(batch):  # [T, n]; there is no critic yet
+        r_in, _ = irn(batch.obs, batch.actions, batch.rewards, batch.dones)
+        mixed_rewards, zeros = args.extrinsic_coef * batch.rewards + args.intrinsic_coef * r_in, torch.zeros_like(r_in)
+        return compute_gae(mixed_rewards, zeros, zeros, batch.terminations, batch.dones, args.gamma, args.gae_lambda)
+
+    theta = theta.detach().repeat(len(inner.rewards) // stretch, 1).requires_grad_()  # [S, P]
+    adam, inner_advantages = new_adam(theta), cut(advantages(inner))
+    if args.norm_adv:
+        inner_advantages = vmap(normalize)(inner_advantages)
+    logprobs, outer_logprobs = [actor(cut(x.obs), cut(x.actions))[0].detach() for x in (inner, outer)]
+    for _ in range(LOOK_AHEAD_STEPS):
+        new_logprobs, entropies = call(theta, cut(inner.obs), cut(inner.actions))
+        loss, _ = policy_loss(new_logprobs, entropies, logprobs, inner_advantages, args.clip_coef, args.ent_coef)
+        (grad,) = torch.autograd.grad(loss * len(theta), theta, create_graph=True)  # a mean over stretches made a sum
+        grad = vmap(clip_grad_norm, (0, None))(grad, args.max_grad_norm)
+        theta, adam = adam_step(theta, grad, adam, LOOK_AHEAD_LR)
+    ratio = (call(theta, cut(outer.obs), cut(outer.actions))[0] - outer_logprobs).exp()
+    gains = (ratio - 1) * cut(normalize(advantages(outer)))  # [S, stretch * n_outer]
+    return gains.unflatten(1, (stretch, -1)).sum((0, 1))
+
+
+def learn_from_held(actor, theta, irn, eta, held, args):
+    """Learns the IRN, parameters eta, from episodes of the untouched policy and tests it on others: statistics to log.
+
+    held: Batch [T, N, ...]. Two thirds of the environments are learned from; each meta step draws up to 20 of them for
+    the inner episodes and as many for the outer ones. The last third is the test: `evidence` is its mean gain over the
+    gain's standard error.
+    """
+
+    def gains(*environments):  # inner and outer
+        batches = [Batch(*(x[:, envs] for x in held)) for envs in environments]
+        return look_ahead_gains(actor, theta, irn, *batches, args)
+
+    N = held.rewards.shape[1]
+    learned, tested = torch.randperm(N).split([N - N // 3, N // 3])
+    adam, stats = new_adam(eta), []
+    for _ in range(META_STEPS):
+        meta_loss = -gains(*learned[torch.randperm(len(learned))[:40]].tensor_split(2)).mean()
+        meta_loss.backward(inputs=list(irn.parameters()))
+        stats.append(torch.stack([meta_loss.detach(), eta.grad.norm()]))
+        # Meta-gradients pass through the policy's steps and are smaller than Adam's usual eps of 1e-5
+        adam = descend(eta, adam, args.meta_learning_rate, args.max_grad_norm, eps=1e-10)
+    test = gains(learned[:20], tested).detach()  # [N // 3]
+    meta_loss, meta_grad_norm = torch.stack(stats).mean(0).tolist()
+    evidence = (test.mean() / (test.std() / len(test) ** 0.5 + 1e-8)).item()
+    return {"meta_loss": meta_loss, "meta_grad_norm": meta_grad_norm, "evidence": evidence}
+
+
 def main(args):
     check_irn_args(args)
     envs, device = set_up(args)
@@ -434,12 +509,28 @@ def main(args):
         eval_return, _, eval_success = evaluate(args, actor, device, "evaluate")
         print(f"{args.eval_episodes} episodes: return {eval_return:.3f}, success {eval_success:.3f}")
         return
+    initial_eta = eta.detach().clone()
     run = Run(args, envs, learners, adam, device)
     adam = run.state["adam"]  # with --resume that of the checkpoint
+    run.state.setdefault("held", [] if args.held_steps else None)  # the rollouts so far, None: the policy moves
+    run.state.setdefault("first_update", 0)  # the iteration in which the policy is let go
     data, losses = None, {}  # of the iteration before
     while run.goes_on(partial(log_irn, run, irn, data, losses)):
         # Rollout
         batch, run.state["obs"], episodes = rollout(run.envs, actor, run.state["obs"], args, device)
+
+        # Held phase: learn the reward from all episodes so far, until it is shown to help those it has not learned from
+        if run.state["held"] is not None:
+            run.state["held"].append(tuple(batch))
+            held = Batch(*(torch.cat(x, dim=1) for x in zip(*run.state["held"], strict=True)))  # [T, all, ...]
+            eta.data.copy_(initial_eta)
+            losses = learn_from_held(actor, theta, irn, eta, held, args)
+            run.state["first_update"] = run.state["iteration"]
+            if losses["evidence"] > EVIDENCE:
+                run.state["held"] = None
+            elif run.global_step + run.batch_size >= args.held_steps:  # no evidence: go on with the network as it began
+                run.state["held"] = None
+                eta.data.copy_(initial_eta)
         with torch.no_grad():
             logprobs, _ = actor(batch.obs, batch.actions)  # [T, N]
             r_in, _ = irn(batch.obs, batch.actions, batch.rewards, batch.dones)  # [T, N]
@@ -455,10 +546,15 @@ def main(args):
             values, next_values, ext_values, ext_advantages, ext_returns,
         )  # fmt: skip
 
+        if run.state["held"] is not None:
+            run.log(losses, episodes, lr=0.0)
+            continue
+
         # Update
-        frac = 1.0 - run.state["iteration"] / run.num_iterations if args.anneal_lr else 1.0
+        first = run.state["first_update"]
+        frac = 1.0 - (run.state["iteration"] - first) / (run.num_iterations - first) if args.anneal_lr else 1.0
         lr = frac * args.learning_rate
-        meta = args.meta_learning_rate > 0
+        meta = args.learns_at_once
         stats, meta_stats = [], []  # one row [7] per minibatch (frozen: [6]), one row [2] per meta step
         inner_theta, inner_adam, inner_envs = theta, adam["actor"], []  # theta' and what it has learned from
         for _ in range(args.update_epochs):
@@ -555,6 +651,12 @@ def check_irn_args(args):
     coefs = "meta_learning_rate intrinsic_coef extrinsic_coef"
     check(args, coefs, lambda x: math.isfinite(x) and x >= 0, "be a finite number of at least 0")
     check(args, "outer_gamma outer_gae_lambda", lambda x: 0 <= x <= 1, "lie in [0, 1]")
+    check(args, "held_steps", lambda x: x is None or x >= 0, "be at least 0")
+    can_hold = args.irn == "redistribution" and not args.irn_from and args.meta_learning_rate > 0 and args.num_envs >= 6
+    if args.held_steps is None:
+        args.held_steps = args.total_timesteps // 5 if can_hold else 0
+    if args.held_steps and not can_hold:
+        fail("--held-steps needs --irn redistribution, no --irn-from, --meta-learning-rate above 0, --num-envs of 6 or more")
     if args.intrinsic_coef == args.extrinsic_coef == 0:
         fail("--intrinsic-coef and --extrinsic-coef are both 0: the policy would have no reward to learn from")
     if args.irn == "redistribution" and args.extrinsic_coef == 0:
