@@ -433,8 +433,8 @@ def look_ahead_gains(actor, theta, irn, inner, outer, args):
     Inside and outside, advantages are of the redistributed reward. It is the extrinsic return, of which redistribution
     neither adds nor takes any, paid where the IRN says that it was earned. Paid to all steps, it would drown what the
     right one gains in the noise of the others.
-    Each stretch of up to STRETCH steps has a look-ahead of its own, from theta. All steps share one policy network: in a
-    common look-ahead each would be judged by the noise of all.
+    Each stretch of up to STRETCH steps has a look-ahead of its own, from theta. All steps share one policy network: in
+    a common look-ahead each would be judged by the noise of all.
     """
     stretch = max(n for n in range(1, STRETCH + 1) if len(inner.rewards) % n == 0)
     vmap = torch.func.vmap
@@ -656,7 +656,7 @@ def check_irn_args(args):
     if args.held_steps is None:
         args.held_steps = args.total_timesteps // 5 if can_hold else 0
     if args.held_steps and not can_hold:
-        fail("--held-steps needs --irn redistribution, no --irn-from, --meta-learning-rate above 0, --num-envs of 6 or more")
+        fail("--held-steps needs --irn redistribution, meta_learning_rate > 0, num_envs >= 6 and no --irn-from")
     if args.intrinsic_coef == args.extrinsic_coef == 0:
         fail("--intrinsic-coef and --extrinsic-coef are both 0: the policy would have no reward to learn from")
     if args.irn == "redistribution" and args.extrinsic_coef == 0:

@@ -161,6 +161,112 @@ def test_meta_gradient_is_finite_when_the_umbrella_is_hidden(kind):
     assert eta.grad.norm() > 0
 
 
+# ---------------------------------------------------------------------------------------------- the held phase
+
+
+def held_problem(chain_length=10, num_envs=12, irn_from=None, **kwargs):
+    """Episodes of the untouched policy, the umbrella hidden: args, actor, its theta, an IRN, the Batch [T, N, ...]."""
+    args = m.Args(chain_length=chain_length, hide_umbrella=True, num_steps=chain_length, **kwargs)
+    torch.manual_seed(0)
+    envs, _ = m.make_envs(args, num_envs)
+    obs, _ = envs.reset(seed=0)
+    obs_dim, space = envs.single_observation_space.shape[0], envs.single_action_space
+    actor, irn = m.Actor(obs_dim, space), m.IntrinsicRewardNetwork(obs_dim, space, "redistribution")
+    if irn_from:
+        m.load_irn(irn_from, irn, "cpu")
+    batch = m.rollout(envs, actor, obs, args, torch.device("cpu"))[0]
+    return args, actor, m.flat_parameters(actor), irn, batch
+
+
+def test_look_ahead_is_ppo_on_each_stretch_alone(float64):
+    """By brute force: a copy of the policy for each stretch of 5 steps, torch's Adam, torch's clipping, one by one."""
+    args, actor, theta, irn, batch = held_problem()
+    inner, outer = [m.Batch(*(x[:, envs] for x in batch)) for envs in (slice(0, 5), slice(5, 12))]
+    gains = m.look_ahead_gains(actor, theta, irn, inner, outer, args)
+    zeros, advantages = torch.zeros(10, 12), []
+    for x, n in ((inner, 5), (outer, 7)):
+        mixed = irn(x.obs, x.actions, x.rewards, x.dones)[0].detach() + x.rewards
+        v = zeros[:, :n]
+        advantages.append(m.compute_gae(mixed, v, v, x.terminations, x.dones, args.gamma, args.gae_lambda))
+    outer_advantages = m.normalize(advantages[1])
+    expected = torch.zeros(7)
+    for t in (slice(0, 5), slice(5, 10)):
+        policy = m.Actor(3, m.gym.spaces.Discrete(2))
+        policy.load_state_dict(actor.state_dict())
+        optimizer = torch.optim.Adam(policy.parameters(), m.LOOK_AHEAD_LR, eps=1e-5)
+        before = actor(inner.obs[t], inner.actions[t])[0].detach()
+        for _ in range(m.LOOK_AHEAD_STEPS):
+            ratio = (policy(inner.obs[t], inner.actions[t])[0] - before).exp()
+            a = m.normalize(advantages[0][t])
+            loss = -torch.min(a * ratio, a * ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
+            optimizer.step()
+        new, old = [x(outer.obs[t], outer.actions[t])[0] for x in (policy, actor)]
+        expected += (((new - old).exp() - 1) * outer_advantages[t]).sum(0).detach()
+    assert expected.abs().min() > 1e-3
+    torch.testing.assert_close(gains.detach(), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_look_ahead_gradient_against_finite_differences(float64):
+    args, actor, theta, irn, batch = held_problem()
+    eta = m.flat_parameters(irn)
+    eta.data += 0.3 * torch.randn_like(eta)
+    halves = [m.Batch(*(x[:, envs] for x in batch)) for envs in (slice(0, 6), slice(6, 12))]
+
+    def mean_gain():
+        return m.look_ahead_gains(actor, theta, irn, *halves, args).mean()
+
+    mean_gain().backward(inputs=list(irn.parameters()))
+    start, directions, differences = eta.data.clone(), torch.randn(12, len(eta)), []
+    for direction in directions:
+        ends = []
+        for sign in (1, -1):
+            eta.data.copy_(start + sign * 1e-6 * direction)
+            ends.append(mean_gain().item())
+        differences.append((ends[0] - ends[1]) / 2e-6)
+    expected = torch.tensor(differences)
+    assert expected.norm() > 1e-3
+    assert (directions @ eta.grad - expected).norm() / expected.norm() < 1e-5
+    assert torch.equal(theta.grad, torch.zeros_like(theta))  # the policy stays where it is
+
+
+def test_the_credit_that_is_right_gains_and_no_other_does():
+    """20 episodes of 50 steps of the untouched policy. A wrong credit gains by chance, within a few standard errors."""
+    args, actor, theta, irn, batch = held_problem(50, 40, "results/carry_over/oracle.pt")
+    halves = [m.Batch(*(x[:, envs] for x in batch)) for envs in (slice(0, 20), slice(20, 40))]
+
+    def evidence():
+        gains = m.look_ahead_gains(actor, theta, irn, *halves, args).detach()
+        return (gains.mean() / (gains.std() / 20**0.5)).item()
+
+    assert evidence() > m.EVIDENCE
+    irn.embed.weight.data[0, 4] *= -1  # h[0] is then 1 at the end of an episode: each reward goes to its last step
+    irn.embed.weight.data[0, 3 + 1], irn.embed.weight.data[0, 3 + 2] = 0, -100
+    assert abs(evidence()) < 4
+
+
+def test_evidence_is_of_environments_that_nothing_has_learned_from(monkeypatch):
+    args, actor, theta, irn, batch = held_problem(2, 9)
+    batch.obs[:] = torch.arange(9.0).unsqueeze(-1)  # so that an environment tells its number
+    calls, gains = [], m.look_ahead_gains
+
+    def recorded_gains(actor, theta, irn, inner, outer, args):
+        calls.append([x.obs[0, :, 0].tolist() for x in (inner, outer)])
+        return gains(actor, theta, irn, inner, outer, args)
+
+    monkeypatch.setattr(m, "look_ahead_gains", recorded_gains)
+    m.learn_from_held(actor, theta, irn, m.flat_parameters(irn), batch, args)
+    *learning, (_, tested) = calls
+    assert len(learning) == m.META_STEPS
+    assert len(tested) == 3
+    for inner, outer in learning:
+        assert len(inner) == len(outer) == 3
+        assert sorted(inner + outer + tested) == list(range(9))
+    assert len({tuple(inner) for inner, _ in learning}) > m.META_STEPS / 2  # new halves each time
+
+
 def test_a_frozen_network_keeps_no_graph():
     args, actor, irn, data = make_problem("umbrella_env:UmbrellaLength-v0", "redistribution")
     theta, eta = m.flat_parameters(actor), m.flat_parameters(irn)
