@@ -425,6 +425,13 @@ def outer_loss(actor, theta, mb, args):
 LOOK_AHEAD_STEPS, LOOK_AHEAD_LR, STRETCH, META_STEPS, EVIDENCE = 8, 1e-2, 5, 40, 5.0  # of the held phase
 
 
+def redistributed_advantages(irn, batch, args):
+    """PPO's advantages [T, n] of the reward that the IRN gives to a Batch [T, n, ...]; there is no critic yet."""
+    r_in, _ = irn(batch.obs, batch.actions, batch.rewards, batch.dones)
+    mixed_rewards, zeros = args.extrinsic_coef * batch.rewards + args.intrinsic_coef * r_in, torch.zeros_like(r_in)
+    return compute_gae(mixed_rewards, zeros, zeros, batch.terminations, batch.dones, args.gamma, args.gae_lambda)
+
+
 def look_ahead_gains(actor, theta, irn, inner, outer, args):
     """What the outer episodes gain when PPO learns from the reward that the IRN gives to the inner ones: [n_outer].
 
@@ -443,13 +450,8 @@ def look_ahead_gains(actor, theta, irn, inner, outer, args):
     def cut(x):  # [T, n, ...] -> [S, stretch * n, ...] for S stretches
         return x.unflatten(0, (-1, stretch)).flatten(1, 2)
 
-    def advantages(batch):  # [T, n]; there is no critic yet
-        r_in, _ = irn(batch.obs, batch.actions, batch.rewards, batch.dones)
-        mixed_rewards, zeros = args.extrinsic_coef * batch.rewards + args.intrinsic_coef * r_in, torch.zeros_like(r_in)
-        return compute_gae(mixed_rewards, zeros, zeros, batch.terminations, batch.dones, args.gamma, args.gae_lambda)
-
     theta = theta.detach().repeat(len(inner.rewards) // stretch, 1).requires_grad_()  # [S, P]
-    adam, inner_advantages = new_adam(theta), cut(advantages(inner))
+    adam, inner_advantages = new_adam(theta), cut(redistributed_advantages(irn, inner, args))
     if args.norm_adv:
         inner_advantages = vmap(normalize)(inner_advantages)
     logprobs, outer_logprobs = [actor(cut(x.obs), cut(x.actions))[0].detach() for x in (inner, outer)]
@@ -460,7 +462,8 @@ def look_ahead_gains(actor, theta, irn, inner, outer, args):
         grad = vmap(clip_grad_norm, (0, None))(grad, args.max_grad_norm)
         theta, adam = adam_step(theta, grad, adam, LOOK_AHEAD_LR)
     ratio = (call(theta, cut(outer.obs), cut(outer.actions))[0] - outer_logprobs).exp()
-    gains = (ratio - 1) * cut(normalize(advantages(outer)))  # [S, stretch * n_outer]
+    outer_advantages = normalize(redistributed_advantages(irn, outer, args))  # [T, n_outer]
+    gains = (ratio - 1) * cut(outer_advantages)  # [S, stretch * n_outer]
     return gains.unflatten(1, (stretch, -1)).sum((0, 1))
 
 

@@ -1,0 +1,112 @@
+"""How many episodes does it take to find the credit? Those of the untouched policy, with the umbrella hidden.
+
+    python results/one_run/credit.py > results/one_run/credit.csv           # about 20 minutes
+
+A row: a way to learn the redistribution network, a length, a number of episodes, a seed; the weight of the last reward
+on the episode's first three steps, for won and for lost episodes; the evidence of half as many other episodes.
+
+    held          as ppo_metairn.py does in its held phase
+    one step      look-aheads of a single step of PPO
+    common        one look-ahead for all steps of the episode, not one for each stretch of 5
+    return        the outer loss of the return, paid to every step (discount and lambda 1, less its mean)
+    regression    supervised: from the steps that the attention points at, a per-step network predicts the return
+
+and, for what PPO itself sees, `policy gradient`: from that many episodes (discount and lambda 1), its component along
+the true gradient, of 5,000 episodes, as a multiple of that (column `gradient`; 1 in the mean, its spread is noise).
+"""
+
+import copy
+import math
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+import ppo_metairn as metairn
+
+CPU, LENGTHS, EPISODES, SEEDS = torch.device("cpu"), (10, 50, 200), (20, 40, 80), range(401, 407)
+redistributed_advantages = metairn.redistributed_advantages
+
+
+def collect(seed, length, episodes, actor=None):
+    """Batch [length, episodes], actor and arguments"""
+    args = metairn.Args(seed=seed, chain_length=length, num_steps=length, hide_umbrella=True)
+    torch.manual_seed(seed)
+    envs, _ = metairn.make_envs(args, episodes)
+    obs, _ = envs.reset(seed=metairn.random_seeds(args, "train"))
+    actor = actor or metairn.Actor(obs.shape[1], envs.single_action_space)
+    return metairn.rollout(envs, actor, obs, args, CPU)[0], actor, args
+
+
+def returns(_, batch, args):
+    """The return, less its mean over episodes that begin alike, for every step: [T, n]"""
+    begins = batch.obs[0, :, 0] > 0.5  # need
+    total = batch.rewards.flip(0).cumsum(0).flip(0)
+    means = torch.stack([total[:, begins == x].mean(1) for x in (False, True)], 1).nan_to_num()  # [T, 2]
+    return total - means[:, begins.long()]
+
+
+def regress(irn, batch, steps=300):
+    """As other_teachers.py of results/carry_over, on all episodes at once; the attention does not see the rewards."""
+    obs_dim = batch.obs.shape[-1]
+    irn.embed.weight.data[:, obs_dim] = 0
+    value = metairn.make_mlp(obs_dim + 2, 1, std=1.0)
+    x = torch.cat([batch.obs, torch.nn.functional.one_hot(batch.actions, 2).float()], -1)
+    total, nothing = batch.rewards.sum(0), torch.zeros_like(batch.rewards)
+    optimizer = torch.optim.Adam([*irn.parameters(), *value.parameters()], 3e-3)
+    for _ in range(steps):
+        _, weights = irn(batch.obs, batch.actions, nothing, batch.dones)  # [n, 1, T, T]
+        predictions = torch.einsum("nt,tn->n", weights[:, 0, :, -1], value(x).squeeze(-1))
+        loss = (predictions - total).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def learn(way, batch, actor, args):
+    """From two thirds of the batch -> weights of the last reward on the first three steps (won, lost), evidence"""
+    irn = metairn.IntrinsicRewardNetwork(batch.obs.shape[-1], metairn.gym.spaces.Discrete(2), "redistribution")
+    metairn.LOOK_AHEAD_STEPS = 1 if way == "one step" else 8
+    metairn.STRETCH = len(batch.obs) if way == "common" else 5
+    calls = []
+
+    def outer_of_returns(irn, batch, args):  # a look-ahead asks for the inner advantages, then for the outer ones
+        calls.append(None)
+        return (redistributed_advantages if len(calls) % 2 else returns)(irn, batch, args)
+
+    metairn.redistributed_advantages = outer_of_returns if way == "return" else redistributed_advantages
+    evidence = math.nan
+    if way == "regression":
+        regress(irn, metairn.Batch(*(x[:, : 2 * x.shape[1] // 3] for x in batch)))
+    else:
+        theta, eta = metairn.flat_parameters(copy.deepcopy(actor)), metairn.flat_parameters(irn)
+        evidence = metairn.learn_from_held(actor, theta, irn, eta, batch, args)["evidence"]
+    with torch.no_grad():
+        rewards = torch.zeros_like(batch.rewards) if way == "regression" else batch.rewards
+        weights = irn(batch.obs, batch.actions, rewards, batch.dones)[1][:, 0, :3, -1].sum(-1)  # [n]
+    won = batch.rewards[-1] > 0
+    return weights[won].mean().item(), weights[~won].mean().item(), evidence
+
+
+def gradient(actor, batch):
+    """The undiscounted policy gradient [P]"""
+    loss = (actor(batch.obs, batch.actions)[0] * returns(None, batch, None)).sum(0).mean()
+    return torch.cat([x.flatten() for x in torch.autograd.grad(loss, list(actor.parameters()))])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print("way,chain_length,episodes,seed,weight_won,weight_lost,evidence,gradient")
+    for length in LENGTHS:
+        for seed in SEEDS:
+            _, actor, _ = collect(seed, length, 2)
+            true = gradient(actor, collect(seed + 1000, length, 5_000, actor)[0])
+            for episodes in EPISODES:
+                batch, _, args = collect(seed, length, episodes * 3 // 2, actor)
+                estimate = gradient(actor, metairn.Batch(*(x[:, :episodes] for x in batch)))
+                print(f"policy gradient,{length},{episodes},{seed},,,,{estimate @ true / (true @ true):.4f}")
+                for way in ("held", "one step", "common", "return", "regression"):
+                    torch.manual_seed(seed)
+                    won, lost, evidence = learn(way, batch, actor, args)
+                    print(f"{way},{length},{episodes},{seed},{won:.4f},{lost:.4f},{evidence:.2f},", flush=True)
