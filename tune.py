@@ -96,7 +96,7 @@ def read_task(args):
             valid = isinstance(ends, list) and ends and all(type(x) in (int, float, str) for x in ends)
             valid = valid and len(set(ends)) == len(ends)
             check(
-                valid, f"{where}: {name} must be a list of numbers or words, all different, or {{ log = [low, high] }}"
+                valid, f"{where}: {name} must be {{ log = [low, high] }} or a list of numbers or words, all different"
             )
             if isinstance(choices, dict):
                 valid = len(ends) == 2 and str not in map(type, ends) and 0 < ends[0] < ends[1] < math.inf
@@ -136,10 +136,8 @@ def open_study(task, storage, name):
     pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=task.rung, reduction_factor=3)
     for attempt in range(5):  # another process may be making the same tables at this moment
         try:
-            database = optuna.storages.RDBStorage(url, engine)
-            study = optuna.create_study(
-                storage=database, study_name=name, direction="maximize", pruner=pruner, load_if_exists=True
-            )
+            kinds = {"storage": optuna.storages.RDBStorage(url, engine), "pruner": pruner, "direction": "maximize"}
+            study = optuna.create_study(study_name=name, load_if_exists=True, **kinds)
             break
         except Exception as error:  # which one depends on the database
             if attempt == 4:
@@ -149,7 +147,7 @@ def open_study(task, storage, name):
         study.set_user_attr("settings", task.settings)
     changed = [key for key, value in task.settings.items() if study.user_attrs["settings"].get(key) != value]
     if changed:
-        fail(f"study {name} was begun with other settings ({', '.join(changed)}): restore them, or set another --out")
+        fail(f"{name} was begun with other settings ({', '.join(changed)}): restore them, or set another --out")
     return study
 
 
@@ -211,12 +209,11 @@ def run(task, name, params, seed, end):
             process.wait()
         file.seek(output)
         lines = [line.strip() for line in file if re.search("[A-Za-z0-9]", line)]
-    while STOPPED and process.returncode:  # the signal may have been for all processes: an interruption, no failure
+    status = process.returncode
+    while STOPPED and status:  # the signal may have been for all processes: an interruption, no failure
         yield
-    if process.returncode < 0 and process.returncode not in expected:
-        raise Failed(f"killed by signal {-process.returncode}")
-    if process.returncode not in expected:
-        raise Failed(f"exit status {process.returncode}: {(lines or ['no message'])[-1]}")
+    if status not in expected:
+        raise Failed(f"killed by signal {-status}" if status < 0 else f"exit status {status}: {(lines or ['-'])[-1]}")
     curve = read_curve(find())
     if not curve or not math.isfinite(area(curve, end)):
         raise Failed("there is no success in progress.csv")
@@ -276,12 +273,13 @@ def latest_attempts(study, total):
 
 
 def finished(study, total):
+    """Those that completed, were pruned or failed."""
     trials = [t for t in latest_attempts(study, total) if t.state.is_finished() and not interrupted(t)]
     return sorted(trials, key=lambda trial: trial.number)
 
 
 def completed(study, total):
-    """Best first."""
+    """Those that completed, the best first."""
     return sorted((t for t in finished(study, total) if t.state == TrialState.COMPLETE), key=lambda t: -t.value)
 
 
@@ -325,6 +323,7 @@ def work(study, total, space, workers, noun, start):
     """Runs trials, each as the generator start(trial), until `total` are finished or a signal ends the program."""
     jobs, heard, began, before = {}, {}, time.monotonic(), len(finished(study, total))
     claim_at = beat_at = began
+    waiting = False
     try:
         while not STOPPED:
             now = time.monotonic()
@@ -335,7 +334,11 @@ def work(study, total, space, workers, noun, start):
                     return
                 else:
                     claim_at = now + 1
-            beats, beat_at = now >= beat_at, now + BEAT if now >= beat_at else beat_at
+                    if not jobs and not waiting:
+                        print(f"waiting for {noun}s that other processes run, or left behind", flush=True)
+                        waiting = True
+            if beats := now >= beat_at:
+                beat_at = now + BEAT
             for number, (trial, job) in list(jobs.items()):
                 state, value = TrialState.FAIL, None
                 try:
@@ -354,7 +357,7 @@ def work(study, total, space, workers, noun, start):
                 end_trial(study, number, state, value)
                 del jobs[number]
                 progress(study, total, noun, number, time.monotonic() - began, before)
-            time.sleep(0.05)
+            time.sleep(0.1)
         print("stopped: the same command tries again what was interrupted")
         sys.exit(128 + STOPPED[0])
     finally:
@@ -370,13 +373,12 @@ def progress(study, total, noun, number, seconds, before):
     counts = Counter(trial.state for trial in trials.values())
     best = "".join(f", best {trial.value:.3f}" for trial in completed(study, total)[:1])
     left = int(seconds * (total - len(trials)) / max(1, len(trials) - before))
-    line = (
-        f"{len(trials)} of {total} {noun}s, {counts[TrialState.PRUNED]} pruned, {counts[TrialState.FAIL]} failed{best}"
-    )
-    if trial := trials.get(number):
+    pruned, failed = counts[TrialState.PRUNED], counts[TrialState.FAIL]
+    line = f"{len(trials)} of {total} {noun}s, {pruned} pruned, {failed} failed{best}, "
+    line += f"about {left // 60}:{left % 60:02} left"
+    if trial := trials.get(number):  # it is not there where another process took it over
         value = trial.user_attrs.get("failure") or f"{trial.value:.3f}"
-        took = f"{trial.duration.total_seconds():.0f} s"
-        line += f", about {left // 60}:{left % 60:02} left; {noun} {number}: {value} in {took}"
+        line += f"; {noun} {number}: {value} in {trial.duration.total_seconds():.0f} s"
     print(line, flush=True)
 
 
@@ -388,7 +390,7 @@ def write_atomically(path, text):
 
 
 def write_table(task, study, finals, total):
-    """One row a trial; areas are NaN, that is empty, where a trial was not run."""
+    """One row for each finished trial; cells are empty where a seed was not run, or not as far."""
     finalists = {trial.user_attrs.get("trial"): trial for trial in finished(finals, task.finalists)}
     rungs, areas = [f"rung_{x}" for x in task.seeds], [f"area_{x}" for x in task.seeds + task.finalist_seeds]
     heads = ["number", "state", "value", "value_at_rung", "value_of_all_seeds"]
