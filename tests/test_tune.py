@@ -179,7 +179,7 @@ def test_a_run_gets_its_options(tuning):
         expected = {"--length": "2", "--rule": "odd", "--height": "0.5", "--share": "3", "--rate": row["rate"]}
         expected |= {"--seed": "3", "--total-timesteps": "5000", "--eval-every": "1000", "--eval-episodes": "100"}
         assert args.items() >= expected.items()
-        assert args.get("--clip", "none") == row["clip"]
+        assert ("--clip" in args) == (row["clip"] != "none")
         assert 1e-3 <= float(row["rate"]) <= 1e-1
     assert clips == {"none", "0.5"}
 
@@ -210,6 +210,7 @@ def test_interrupted_trials_are_tried_again(tuning, name, moment):
     study = "easy__fake" if moment.startswith("trial") else "easy__fake__finalists_of_8"
     trials = read_trials(tuning.out, study)
     lost = [trial for trial in trials if tune.interrupted(trial)]
+    assert all("beat" in trial.user_attrs for trial in trials if "again" in trial.user_attrs)
     assert int(moment[-6:-2]) in [trial.number for trial in lost]
     assert len(trials) == (8 if study == "easy__fake" else 2) + len(lost)
     for trial in lost:
@@ -218,22 +219,24 @@ def test_interrupted_trials_are_tried_again(tuning, name, moment):
 
 
 def test_failed_trials_are_recorded_and_counted(tuning):
-    """A run that fails, one that is killed, one whose success cannot be read; then a finalist that fails."""
+    """A run that fails, one that is killed, one without success, one that is not a number; a finalist that fails."""
     actions = {
         "trial0001 2": r"print('error: something is wrong', '----', sep='\n', file=sys.stderr); sys.exit(3)",
         "trial0002 1": "os.kill(os.getpid(), signal.SIGKILL)",
         "trial0003 1": "sys.exit()",
+        "trial0004 1": "height = float('nan')",
         "finalists8_0000 4": "sys.exit(1)",
     }
     process = tuning(actions=actions)
     assert (process.returncode, process.stderr) == (0, "")
     rows = read_table(tuning.out)
     assert [row["number"] for row in rows] == [str(number) for number in range(8)]
-    failures = ["exit status 3: error: something is wrong", "killed by signal 9", "there is no success in progress.csv"]
-    assert [row["failure"] for row in rows[1:4]] == failures
-    assert [row["state"] for row in rows[1:4]] == ["FAIL"] * 3
+    failures = ["exit status 3: error: something is wrong", "killed by signal 9"]
+    failures += ["there is no success in progress.csv"] * 2
+    assert [row["failure"] for row in rows[1:5]] == failures
+    assert [row["state"] for row in rows[1:5]] == ["FAIL"] * 4
     assert rows[1]["rung_1"] and not rows[1]["rung_2"]
-    assert "8 of 8 trials, " in process.stdout and " 3 failed, " in process.stdout
+    assert "8 of 8 trials, " in process.stdout and " 4 failed, " in process.stdout
     assert "trial 1: exit status 3: error: something is wrong in " in process.stdout
     (failed,) = [row for row in rows if row["failure"].startswith("finalist: exit status 1")]
     assert failed["state"] == "COMPLETE" and not failed["value_of_all_seeds"]
@@ -359,6 +362,18 @@ def test_claim_leaves_out_what_another_process_has(monkeypatch):
     assert (trial.number, trial.user_attrs) == (2, {"again": 0})
     assert tune.claim(study, 1, {}, {2}, {}) is None
     assert [trial.state.name for trial in study.trials] == ["FAIL", "FAIL", "RUNNING"]
+
+
+def test_claim_takes_over_only_what_is_silent(monkeypatch):
+    """By a clock of the test: signs of life are looked for, at 0, 50, 100 and 170 seconds, and one came in between."""
+    study = optuna.create_study(direction="maximize")
+    trial, heard = study.ask(), {}
+    for second, beat, state in ((0, 1, "RUNNING"), (50, 1, "RUNNING"), (100, 2, "RUNNING"), (170, 2, "FAIL")):
+        monkeypatch.setattr(tune.time, "monotonic", lambda second=second: second)
+        trial.set_user_attr("beat", beat)
+        assert tune.claim(study, 1, {}, {}, heard) is None
+        assert study.trials[0].state.name == state
+    assert tune.claim(study, 1, {}, {}, heard).user_attrs == {"again": 0}
 
 
 @pytest.mark.parametrize(
