@@ -12,7 +12,8 @@
 # same command completes the set, with the same numbers. OUT holds the run folders, logs/ and results/.
 # A line of FILE is an arm, NAME SCRIPT LENGTHS TIMESTEPS [OPTIONS...]; {out} stands for OUT, # begins a comment:
 #   student ppo_metairn 20,50 100000 --irn-from {out}/UmbrellaLength-v0__teacher__10__{seed}
-# NAME is the algorithm's name in run folders and results. It may have several lines, of other LENGTHS.
+# NAME is the algorithm's name in run folders and results. It may have several lines, of other LENGTHS. An option
+# @FILE.json, from this folder on, stands for the options in it: {"gamma": 1.0} for --gamma 1.0, as tune.py writes them.
 # Settings, printed at first: STUDY ALGOS LENGTHS SEEDS TOTAL_TIMESTEPS EXTRA_ARGS OUT WORKERS LAUNCHER PYTHON
 set -feuo pipefail
 fail() { echo "error: $*" >&2 && exit 2; }
@@ -22,7 +23,7 @@ here=$(dirname "$0")
 mode=${1-}
 case $mode in
     '' | --report | --task) ;; # --task: one run, within a Slurm job array
-    -h | --help) sed -n '2,16s/^# \{0,1\}//p' "$0" && exit ;;
+    -h | --help) sed -n '2,17s/^# \{0,1\}//p' "$0" && exit ;;
     --smoke) : "${LENGTHS:=2 5}" "${SEEDS:=1 2}" "${TOTAL_TIMESTEPS:=10000}" "${OUT:=$(mktemp -d)}" ;;
     *) fail "unknown argument $mode; there are --smoke and --report, and settings: see the head of $0" ;;
 esac
@@ -45,6 +46,10 @@ done
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 # one thread a process
 
 # The arms that ALGOS and LENGTHS select: NAME LENGTH SCRIPT TIMESTEPS OPTIONS...
+to_flags='import json, os, sys
+options = json.load(open(os.path.join(*sys.argv[1:])))
+assert all(type(x) in (int, float) or type(x) is str and len(x.split()) == 1 for x in options.values())
+print(*("--{} {}".format(name.replace("_", "-"), x) for name, x in options.items()))'
 arms=() table='' line=0 form="^[A-Za-z0-9.-]+(_[A-Za-z0-9.-]+)* [a-z_]+ $whole(,$whole)* $whole$"
 while read -r name script lengths steps options; do
     line=$((line + 1)) where=${STUDY:+$STUDY, line $line: }
@@ -52,6 +57,12 @@ while read -r name script lengths steps options; do
     [[ "$name $script $lengths $steps" =~ $form ]] || fail "${where}not NAME SCRIPT LENGTHS TIMESTEPS [OPTIONS...]," \
         "names of letters, digits, . - and single _, whole numbers: $name $script $lengths $steps"
     [[ -f $here/$script.py ]] || fail "${where}there is no $here/$script.py"
+    for word in $options; do
+        [[ $word == @* ]] || continue
+        flags=$("$PYTHON" -c "$to_flags" "$here" "${word:1}" 2>/dev/null) ||
+            fail "${where}${word:1} is not a JSON object of options, each a number or a word"
+        options=${options/"$word"/"$flags"}
+    done
     for word in $options $EXTRA_ARGS; do
         [[ ! ${word//_/-} =~ ^--(seed|chain-length|total-timesteps|runs-dir|exp-name|resume|evaluate)(=|$) ]] ||
             fail "${where}options and EXTRA_ARGS must not set ${word%%=*}, the benchmark does"

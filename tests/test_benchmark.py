@@ -348,6 +348,33 @@ def test_bad_lines_of_a_study(benchmark, study, line, message):
     assert not benchmark.out.exists()
 
 
+def test_options_from_a_file(benchmark, study, tmp_path):
+    """They are those of the run, and another content is another kind of run."""
+    file = tmp_path / "tuned.json"
+    file.write_text('{"gamma": 1.0, "irn": "mlp", "update_epochs": 2}')
+    text = f"arm ppo_metairn 2 1000 --gae-lambda 0.5 @{file} --clip-coef 0.1"
+    relative = text.replace(str(file), os.path.relpath(file, ROOT))
+    assert study(text=text).returncode == 0
+    args = json.loads((benchmark.out / "UmbrellaLength-v0__arm__2__1" / "args.json").read_text())
+    expected = {"gamma": 1, "irn": "mlp", "update_epochs": 2, "gae_lambda": 0.5, "clip_coef": 0.1, "ent_coef": 0}
+    assert args.items() >= expected.items()
+    same = study("--report", text=relative.replace("arm ", "other "))
+    assert "not finished: other 2 1: never started" in same.stdout
+    assert study(text=relative).returncode == 0
+    file.write_text('{"gamma": 1.0, "irn": "mlp", "update_epochs": 3}')
+    other = study(text=text)
+    assert (other.returncode, other.stdout, other.stderr.count("\n")) == (2, "", 1)
+    assert "holds runs of another kind" in other.stderr
+    for content in ('{"gamma": 1.0', "[1]", '{"gamma": true}', '{"gamma": "1 --seed 2"}', '{"seed": 4}', None):
+        file.unlink() if content is None else file.write_text(content)
+        bad = study(text=text)
+        assert (bad.returncode, bad.stdout, bad.stderr.count("\n")) == (2, "", 1)
+        what = (
+            "options and EXTRA_ARGS must not set --seed" if content == '{"seed": 4}' else f"{file} is not a JSON object"
+        )
+        assert bad.stderr.startswith(f"error: arms of it.txt, line 1: {what}")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
