@@ -422,7 +422,7 @@ def outer_loss(actor, theta, mb, args):
     return policy_loss(new_logprobs, entropies, mb.logprobs, advantages, args.clip_coef, 0.0)[0]
 
 
-LOOK_AHEAD_STEPS, LOOK_AHEAD_LR, STRETCH, META_STEPS, EVIDENCE = 8, 1e-2, 5, 40, 5.0  # of the held phase
+LOOK_AHEAD_STEPS, LOOK_AHEAD_LR, STRETCH, META_STEPS, EVIDENCE = 8, 1e-2, 5, 40, 8.0  # of the held phase
 
 
 def redistributed_advantages(irn, batch, args):
@@ -470,9 +470,9 @@ def look_ahead_gains(actor, theta, irn, inner, outer, args):
 def learn_from_held(actor, theta, irn, eta, held, args):
     """Learns the IRN, parameters eta, from episodes of the untouched policy and tests it on others: statistics to log.
 
-    held: Batch [T, N, ...]. Two thirds of the environments are learned from; each meta step draws up to 20 of them for
-    the inner episodes and as many for the outer ones. The last third is the test: `evidence` is its mean gain over the
-    gain's standard error.
+    held: Batch [T, N, ...]. Three fifths of the environments are learned from; each meta step draws up to 20 of them
+    for the inner episodes and as many for the outer ones. The others are the test: `evidence` is their mean gain over
+    its standard error.
     """
 
     def gains(*environments):  # inner and outer
@@ -480,7 +480,7 @@ def learn_from_held(actor, theta, irn, eta, held, args):
         return look_ahead_gains(actor, theta, irn, *batches, args)
 
     N = held.rewards.shape[1]
-    learned, tested = torch.randperm(N).split([N - N // 3, N // 3])
+    learned, tested = torch.randperm(N).split([N - 2 * N // 5, 2 * N // 5])
     adam, stats = new_adam(eta), []
     for _ in range(META_STEPS):
         meta_loss = -gains(*learned[torch.randperm(len(learned))[:40]].tensor_split(2)).mean()
@@ -488,7 +488,7 @@ def learn_from_held(actor, theta, irn, eta, held, args):
         stats.append(torch.stack([meta_loss.detach(), eta.grad.norm()]))
         # Meta-gradients pass through the policy's steps and are smaller than Adam's usual eps of 1e-5
         adam = descend(eta, adam, args.meta_learning_rate, args.max_grad_norm, eps=1e-10)
-    test = gains(learned[:20], tested).detach()  # [N // 3]
+    test = gains(learned[:20], tested).detach()  # [2 * N // 5]
     meta_loss, meta_grad_norm = torch.stack(stats).mean(0).tolist()
     evidence = (test.mean() / (test.std() / len(test) ** 0.5 + 1e-8)).item()
     return {"meta_loss": meta_loss, "meta_grad_norm": meta_grad_norm, "evidence": evidence}
@@ -512,28 +512,28 @@ def main(args):
         eval_return, _, eval_success = evaluate(args, actor, device, "evaluate")
         print(f"{args.eval_episodes} episodes: return {eval_return:.3f}, success {eval_success:.3f}")
         return
-    initial_eta = eta.detach().clone()
+    initial_eta = eta.detach().clone()  # what the held phase begins with
     run = Run(args, envs, learners, adam, device)
     adam = run.state["adam"]  # with --resume that of the checkpoint
-    run.state.setdefault("held", [] if args.held_steps else None)  # the rollouts so far, None: the policy moves
-    run.state.setdefault("first_update", 0)  # the iteration in which the policy is let go
+    run.state.setdefault("held", [] if args.held_steps else None)  # rollouts of the untouched policy; None: it moves
+    run.state.setdefault("first_update", 0)  # the iteration from which on it moves
     data, losses = None, {}  # of the iteration before
     while run.goes_on(partial(log_irn, run, irn, data, losses)):
         # Rollout
         batch, run.state["obs"], episodes = rollout(run.envs, actor, run.state["obs"], args, device)
 
-        # Held phase: learn the reward from all episodes so far, until it is shown to help those it has not learned from
+        # Held phase: learn the reward anew from all episodes so far, until others are shown to gain by it
+        losses = {}
         if run.state["held"] is not None:
             run.state["held"].append(tuple(batch))
             held = Batch(*(torch.cat(x, dim=1) for x in zip(*run.state["held"], strict=True)))  # [T, all, ...]
             eta.data.copy_(initial_eta)
             losses = learn_from_held(actor, theta, irn, eta, held, args)
-            run.state["first_update"] = run.state["iteration"]
-            if losses["evidence"] > EVIDENCE:
-                run.state["held"] = None
-            elif run.global_step + run.batch_size >= args.held_steps:  # no evidence: go on with the network as it began
-                run.state["held"] = None
+            evident, ends = losses["evidence"] > EVIDENCE, run.global_step + run.batch_size >= args.held_steps
+            if ends and not evident:
                 eta.data.copy_(initial_eta)
+            if ends or evident:  # from here on the policy moves and the reward stays
+                run.state["held"], run.state["first_update"] = None, run.state["iteration"]
         with torch.no_grad():
             logprobs, _ = actor(batch.obs, batch.actions)  # [T, N]
             r_in, _ = irn(batch.obs, batch.actions, batch.rewards, batch.dones)  # [T, N]
@@ -602,7 +602,7 @@ def main(args):
 
         # Logging
         names = ["policy_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "value_loss", "ext_value_loss"]
-        losses = dict(zip(names, torch.stack(stats).mean(0).tolist(), strict=meta))
+        losses |= dict(zip(names, torch.stack(stats).mean(0).tolist(), strict=meta))
         if meta:
             losses |= dict(zip(["meta_loss", "meta_grad_norm"], torch.stack(meta_stats).mean(0).tolist(), strict=True))
             losses["explained_variance"] = (1 - ext_advantages.var() / ext_returns.var()).item()

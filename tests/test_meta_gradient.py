@@ -233,13 +233,13 @@ def test_look_ahead_gradient_against_finite_differences(float64):
 
 
 def test_the_credit_that_is_right_gains_and_no_other_does():
-    """20 episodes of 50 steps of the untouched policy. A wrong credit gains by chance, within a few standard errors."""
-    args, actor, theta, irn, batch = held_problem(50, 40, "results/carry_over/oracle.pt")
-    halves = [m.Batch(*(x[:, envs] for x in batch)) for envs in (slice(0, 20), slice(20, 40))]
+    """40 episodes of 50 steps to learn from, 40 to test. What a wrong credit gains is chance, a few standard errors."""
+    args, actor, theta, irn, batch = held_problem(50, 80, "results/carry_over/oracle.pt")
+    halves = [m.Batch(*(x[:, envs] for x in batch)) for envs in (slice(0, 40), slice(40, 80))]
 
     def evidence():
         gains = m.look_ahead_gains(actor, theta, irn, *halves, args).detach()
-        return (gains.mean() / (gains.std() / 20**0.5)).item()
+        return (gains.mean() / (gains.std() / 40**0.5)).item()
 
     assert evidence() > m.EVIDENCE
     irn.embed.weight.data[0, 4] *= -1  # h[0] is then 1 at the end of an episode: each reward goes to its last step
@@ -248,8 +248,8 @@ def test_the_credit_that_is_right_gains_and_no_other_does():
 
 
 def test_evidence_is_of_environments_that_nothing_has_learned_from(monkeypatch):
-    args, actor, theta, irn, batch = held_problem(2, 9)
-    batch.obs[:] = torch.arange(9.0).unsqueeze(-1)  # so that an environment tells its number
+    args, actor, theta, irn, batch = held_problem(2, 10)
+    batch.obs[:] = torch.arange(10.0).unsqueeze(-1)  # so that an environment tells its number
     calls, gains = [], m.look_ahead_gains
 
     def recorded_gains(actor, theta, irn, inner, outer, args):
@@ -260,10 +260,10 @@ def test_evidence_is_of_environments_that_nothing_has_learned_from(monkeypatch):
     m.learn_from_held(actor, theta, irn, m.flat_parameters(irn), batch, args)
     *learning, (_, tested) = calls
     assert len(learning) == m.META_STEPS
-    assert len(tested) == 3
+    assert len(tested) == 4
     for inner, outer in learning:
         assert len(inner) == len(outer) == 3
-        assert sorted(inner + outer + tested) == list(range(9))
+        assert sorted(inner + outer + tested) == list(range(10))
     assert len({tuple(inner) for inner, _ in learning}) > m.META_STEPS / 2  # new halves each time
 
 

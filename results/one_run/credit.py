@@ -3,7 +3,7 @@
     python results/one_run/credit.py > results/one_run/credit.csv           # about 20 minutes
 
 A row: a way to learn the redistribution network, a length, a number of episodes, a seed; the weight of the last reward
-on the episode's first three steps, for won and for lost episodes; the evidence of half as many other episodes.
+on the episode's first three steps, for won and for lost episodes; the evidence of two thirds as many other episodes.
 
     held          as ppo_metairn.py does in its held phase
     one step      look-aheads of a single step of PPO
@@ -65,7 +65,7 @@ def regress(irn, batch, steps=300):
 
 
 def learn(way, batch, actor, args):
-    """From two thirds of the batch -> weights of the last reward on the first three steps (won, lost), evidence"""
+    """From three fifths of the batch -> weights of the last reward on the first three steps (won, lost), evidence"""
     irn = metairn.IntrinsicRewardNetwork(batch.obs.shape[-1], metairn.gym.spaces.Discrete(2), "redistribution")
     metairn.LOOK_AHEAD_STEPS = 1 if way == "one step" else 8
     metairn.STRETCH = len(batch.obs) if way == "common" else 5
@@ -78,7 +78,7 @@ def learn(way, batch, actor, args):
     metairn.redistributed_advantages = outer_of_returns if way == "return" else redistributed_advantages
     evidence = math.nan
     if way == "regression":
-        regress(irn, metairn.Batch(*(x[:, : 2 * x.shape[1] // 3] for x in batch)))
+        regress(irn, metairn.Batch(*(x[:, : x.shape[1] - 2 * x.shape[1] // 5] for x in batch)))
     else:
         theta, eta = metairn.flat_parameters(copy.deepcopy(actor)), metairn.flat_parameters(irn)
         evidence = metairn.learn_from_held(actor, theta, irn, eta, batch, args)["evidence"]
@@ -103,7 +103,7 @@ if __name__ == "__main__":
             _, actor, _ = collect(seed, length, 2)
             true = gradient(actor, collect(seed + 1000, length, 5_000, actor)[0])
             for episodes in EPISODES:
-                batch, _, args = collect(seed, length, episodes * 3 // 2, actor)
+                batch, _, args = collect(seed, length, episodes * 5 // 3, actor)
                 estimate = gradient(actor, metairn.Batch(*(x[:, :episodes] for x in batch)))
                 print(f"policy gradient,{length},{episodes},{seed},,,,{estimate @ true / (true @ true):.4f}")
                 for way in ("held", "one step", "common", "return", "regression"):
