@@ -2,9 +2,11 @@
 
 An intrinsic reward network (IRN) reads whole episodes with self-attention and gives every step an intrinsic reward. PPO
 learns from extrinsic + intrinsic reward. The IRN learns from the gradient of the *extrinsic* objective after PPO's
-step, taken through that step. `diff ppo_vanilla.py ppo_metairn.py` shows the method and nothing else.
+steps, taken through those steps: while the policy is held, by look-aheads, until episodes that nothing has learned from
+are shown to gain. `diff ppo_vanilla.py ppo_metairn.py` shows the method and nothing else.
 
     python ppo_metairn.py --seed 3                    # Umbrella Length 50, 100k steps: solved, in about 10 seconds
+    python ppo_metairn.py --hide-umbrella --chain-length 200 --total-timesteps 200000          # credit alone is missing
     python ppo_metairn.py --env-id CartPole-v1        # any Gymnasium env with a flat Box observation
     python ppo_metairn.py --irn mlp --extrinsic-coef 0         # LIRPG: a per-step reward, and the policy sees no other
     python ppo_metairn.py --resume runs/FOLDER        # go on where a run was stopped, bit for bit
@@ -13,7 +15,7 @@ step, taken through that step. `diff ppo_vanilla.py ppo_metairn.py` shows the me
 
 Credit that carries over: a teacher on short episodes, then a student on long ones, where the opposite action is right
 
-    python ppo_metairn.py --hide-umbrella --chain-length 10 --total-timesteps 50000 --learning-rate 1e-4 --seed 3
+    python ppo_metairn.py --hide-umbrella --chain-length 10 --total-timesteps 2000 --seed 3
     python ppo_metairn.py --hide-umbrella --invert-umbrella --chain-length 200 --meta-learning-rate 0 --seed 3
         --irn-from runs/UmbrellaLength-v0__ppo_metairn__10__3
 
@@ -89,8 +91,9 @@ class Args:
     # The intrinsic reward
     irn: str = "redistribution"  # redistribution: moves reward in time; attention: SAIR, MetaIRN; mlp: LIRPG
     irn_from: str | None = None  # begin with this network: a run folder or an irn.pt; {seed} stands for this run's seed
-    held_steps: int | None = None  # hold the policy so long at most, until a redistribution is learned that is shown to
-    # help; 0: learn both at once (default: a fifth of the run, or 0 where nothing of this kind is to be learned)
+    held_steps: int | None = (
+        None  # hold the policy until the reward helps, at most so long (default: a fifth of the run)
+    )
     meta_learning_rate: float = 1e-2  # Adam's step size for the intrinsic reward network; 0: it stays as it is
     intrinsic_coef: float = 1.0  # weight of the intrinsic reward in the policy's reward
     extrinsic_coef: float = 1.0  # weight of the extrinsic reward there; 0: only the intrinsic reward is learned from
