@@ -91,9 +91,7 @@ class Args:
     # The intrinsic reward
     irn: str = "redistribution"  # redistribution: moves reward in time; attention: SAIR, MetaIRN; mlp: LIRPG
     irn_from: str | None = None  # begin with this network: a run folder or an irn.pt; {seed} stands for this run's seed
-    held_steps: int | None = (
-        None  # hold the policy until the reward helps, at most so long (default: a fifth of the run)
-    )
+    held_steps: int | None = None  # hold the policy until the reward helps; so long at most (default: 1/5 of the run)
     meta_learning_rate: float = 1e-2  # Adam's step size for the intrinsic reward network; 0: it stays as it is
     intrinsic_coef: float = 1.0  # weight of the intrinsic reward in the policy's reward
     extrinsic_coef: float = 1.0  # weight of the extrinsic reward there; 0: only the intrinsic reward is learned from
