@@ -451,7 +451,7 @@ def look_ahead_gains(actor, theta, irn, inner, outer, args):
     def cut(x):  # [T, n, ...] -> [S, stretch * n, ...] for S stretches
         return x.unflatten(0, (-1, stretch)).flatten(1, 2)
 
-    theta = theta.detach().repeat(len(inner.rewards) // stretch, 1).requires_grad_()  # [S, P]
+    theta = theta.repeat(len(inner.rewards) // stretch, 1)  # [S, P]
     adam, inner_advantages = new_adam(theta), cut(redistributed_advantages(irn, inner, args))
     if args.norm_adv:
         inner_advantages = vmap(normalize)(inner_advantages)

@@ -311,18 +311,19 @@ def test_held_phase_stops_and_resumes(cli, tmp_path, monkeypatch):
     cli(ppo_metairn, *flags, "--exp-name", "straight")
     calls, learn = [], ppo_metairn.learn_from_held
 
-    def interrupted_learning(*args):
-        calls.append(None)
+    def interrupted_learning(actor, theta, irn, eta, held, args):
+        calls.append((held.rewards.shape[1], eta.detach().clone()))
         if len(calls) == 2:
             os.kill(os.getpid(), signal.SIGINT)
-        return learn(*args)
+        return learn(actor, theta, irn, eta, held, args)
 
     monkeypatch.setattr(ppo_metairn, "learn_from_held", interrupted_learning)
     with pytest.raises(SystemExit):
         cli(ppo_metairn, *flags, "--exp-name", "stopped")
     folder = next(tmp_path.glob("*stopped*"))
     cli(ppo_metairn, "--resume", folder)
-    assert len(calls) == 4
+    assert [environments for environments, _ in calls] == [8, 16, 24, 32]  # from all rollouts so far
+    assert all(torch.equal(eta, calls[0][1]) for _, eta in calls)  # and each time anew
     assert_same(read_result(next(tmp_path.glob("*straight*"))), read_result(folder))
 
 
