@@ -423,7 +423,8 @@ def outer_loss(actor, theta, mb, args):
     return policy_loss(new_logprobs, entropies, mb.logprobs, advantages, args.clip_coef, 0.0)[0]
 
 
-LOOK_AHEAD_STEPS, LOOK_AHEAD_LR, STRETCH, META_STEPS, EVIDENCE = 8, 1e-2, 5, 40, 8.0  # of the held phase
+# Of the held phase. With fewer than 40 episodes, the 16 or fewer that test might all be of one kind
+EPISODES, META_STEPS, LOOK_AHEAD_STEPS, LOOK_AHEAD_LR, STRETCH, EVIDENCE = 40, 40, 8, 1e-2, 5, 8.0
 
 
 def redistributed_advantages(irn, batch, args):
@@ -529,8 +530,10 @@ def main(args):
             run.state["held"].append(tuple(batch))
             held = Batch(*(torch.cat(x, dim=1) for x in zip(*run.state["held"], strict=True)))  # [T, all, ...]
             eta.data.copy_(initial_eta)
-            losses = learn_from_held(actor, theta, irn, eta, held, args)
-            evident, ends = losses["evidence"] > EVIDENCE, run.global_step + run.batch_size >= args.held_steps
+            if held.dones.sum() >= EPISODES:
+                losses = learn_from_held(actor, theta, irn, eta, held, args)
+            evident = losses.get("evidence", 0) > EVIDENCE
+            ends = run.global_step + run.batch_size >= args.held_steps
             if ends and not evident:
                 eta.data.copy_(initial_eta)
             if ends or evident:  # from here on the policy moves and the reward stays

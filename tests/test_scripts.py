@@ -267,12 +267,14 @@ def test_learns_with_the_umbrella_hidden(cli, tmp_path, seed):
     assert max(float(row["eval_success"]) for row in rows if int(row["global_step"]) <= 10_000) >= 0.95
 
 
-HELD = ["--chain-length", 2, "--num-steps", 4, "--num-envs", 8, "--eval-every", 32, "--eval-episodes", 2]
+HELD = ["--chain-length", 2, "--num-steps", 4, "--num-envs", 8, "--eval-every", 32, "--eval-episodes", 2]  # 16 episodes
 
 
 def test_the_policy_is_held_until_there_is_evidence(cli, tmp_path, monkeypatch):
-    """A rollout is 32 steps. With no evidence the policy moves in the fourth, which ends the 128 held steps."""
+    """A rollout is 32 steps. With no evidence the policy moves in the fourth, which ends the 128 held steps; with any,
+    in the second, by which there are as many episodes as a test needs."""
     monkeypatch.setattr(ppo_metairn, "META_STEPS", 2)
+    monkeypatch.setattr(ppo_metairn, "EPISODES", 32)
     policies, rates, rollout = [], [], ppo_metairn.rollout
 
     def recorded_rollout(envs, actor, *args):
@@ -286,7 +288,7 @@ def test_the_policy_is_held_until_there_is_evidence(cli, tmp_path, monkeypatch):
     log = ppo_metairn.Run.log
     monkeypatch.setattr(ppo_metairn, "rollout", recorded_rollout)
     monkeypatch.setattr(ppo_metairn.Run, "log", recorded_log)
-    for evidence, moves in ((math.inf, 4), (-math.inf, 1)):
+    for evidence, moves in ((math.inf, 4), (-math.inf, 2)):
         monkeypatch.setattr(ppo_metairn, "EVIDENCE", evidence)
         cli(ppo_metairn, *HELD, "--total-timesteps", 256, "--held-steps", 128, "--learning-rate", 0.01)
         held = [torch.equal(x, policies[0]) for x in policies]
@@ -298,7 +300,7 @@ def test_the_policy_is_held_until_there_is_evidence(cli, tmp_path, monkeypatch):
         as_it_began = not irn["query.bias"].any()
         assert as_it_began == (evidence == math.inf)
         events = EventAccumulator(str(only_run(tmp_path))).Reload().Scalars("losses/evidence")
-        assert [event.step for event in events] == [32 * i for i in range(1, moves + 1)]
+        assert [event.step for event in events] == [32 * i for i in range(2, moves + 1)]
         shutil.rmtree(only_run(tmp_path))
         policies.clear()
         rates.clear()
@@ -306,6 +308,7 @@ def test_the_policy_is_held_until_there_is_evidence(cli, tmp_path, monkeypatch):
 
 def test_held_phase_stops_and_resumes(cli, tmp_path, monkeypatch):
     monkeypatch.setattr(ppo_metairn, "META_STEPS", 2)
+    monkeypatch.setattr(ppo_metairn, "EPISODES", 16)
     monkeypatch.setattr(ppo_metairn, "EVIDENCE", math.inf)
     flags = [*HELD, "--total-timesteps", 192, "--held-steps", 128]
     cli(ppo_metairn, *flags, "--exp-name", "straight")
