@@ -532,7 +532,7 @@ def main(args):
             eta.data.copy_(initial_eta)
             if held.dones.sum() >= EPISODES:
                 losses = learn_from_held(actor, theta, irn, eta, held, args)
-            evident = losses.get("evidence", 0) > EVIDENCE
+            evident = losses.get("evidence", -math.inf) > EVIDENCE
             ends = run.global_step + run.batch_size >= args.held_steps
             if ends and not evident:
                 eta.data.copy_(initial_eta)
