@@ -167,7 +167,7 @@ def collect(runs, credit_algorithm, credit_map):
     """What the run folders in `runs` hold, as {file name: table}, and the settings; see the head of this file.
 
     Runs that cannot be used are named on stderr and in left_out.csv. So are runs that are not there: those of the
-    grid of each algorithm's lengths and all seeds that occur in `runs`.
+    grid of each algorithm's lengths and the seeds of all algorithms in `runs` with which it has any in common.
     """
     evaluations, credits, clocks, left_out, settings, found, used = [], [], [], {}, {}, set(), {}
     for folder in sorted(path.parent for path in Path(runs).glob("*/args.json")):
@@ -207,10 +207,12 @@ def collect(runs, credit_algorithm, credit_map):
         fail(f"there is no finished run in {runs}" + "".join(f"; {run}: {why}" for run, why in left_out.items()))
     if credit_algorithm and not credits:
         fail(f"--credit-algorithm {credit_algorithm}: no finished run with an intrinsic reward is of this algorithm")
-    cells, seeds = sorted({run[:2] for run in found}), sorted({run[2] for run in found})
-    for run in ((*cell, seed) for cell in cells for seed in seeds):
-        if run not in found:
-            left_out[run] = "missing: there is no readable run folder"
+    cells = sorted({run[:2] for run in found})
+    seeds = {name: {run[2] for run in found if run[0] == name} for name, _ in cells}
+    for name, length in cells:
+        for seed in sorted(set().union(*(others for others in seeds.values() if others & seeds[name]))):
+            if (name, length, seed) not in found:
+                left_out[name, length, seed] = "missing: there is no readable run folder"
     for (algorithm, length, seed), why in left_out.items():
         print(f"left out: {algorithm}, L = {length}, seed {seed}: {why}", file=sys.stderr)
     tables = {
