@@ -2,6 +2,7 @@
 
 import itertools
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -234,7 +235,7 @@ def test_look_ahead_gradient_against_finite_differences(float64):
 
 def test_the_credit_that_is_right_gains_and_no_other_does():
     """40 episodes of 50 steps to learn from, 40 to test. What a wrong credit gains is chance, a few standard errors."""
-    args, actor, theta, irn, batch = held_problem(50, 80, "results/carry_over/oracle.pt")
+    args, actor, theta, irn, batch = held_problem(50, 80, Path(__file__).parents[1] / "results/carry_over/oracle.pt")
     halves = [m.Batch(*(x[:, envs] for x in batch)) for envs in (slice(0, 40), slice(40, 80))]
 
     def evidence():
