@@ -423,8 +423,12 @@ def outer_loss(actor, theta, mb, args):
     return policy_loss(new_logprobs, entropies, mb.logprobs, advantages, args.clip_coef, 0.0)[0]
 
 
-# Of the held phase. With fewer than 40 episodes, the 16 or fewer that test might all be of one kind
-EPISODES, META_STEPS, LOOK_AHEAD_STEPS, LOOK_AHEAD_LR, STRETCH, EVIDENCE = 40, 40, 8, 1e-2, 5, 8.0
+# Of the held phase
+EPISODES = 40  # before anything is learned; of fewer, those that test might all be of one kind
+META_STEPS = 40  # whenever a rollout comes in
+LOOK_AHEAD_STEPS, LOOK_AHEAD_LR = 8, 1e-2  # about as far as one of PPO's updates
+STRETCH = 5  # time steps that share a look-ahead, at most
+EVIDENCE = 8.0  # standard errors by which others must gain before the policy is let go
 
 
 def redistributed_advantages(irn, batch, args):

@@ -742,3 +742,21 @@ def test_what_is_said_of_how_many_episodes_it_takes():
     assert 0.4 < deviation[10] < 0.6
     assert deviation[50] > 1
     assert deviation[200] > 1
+
+
+def test_what_is_said_of_what_failed_in_one_run():
+    gates = results("one_run", "earlier_gates.csv")
+    (first, one), (second, two) = gates.groupby("gate", sort=False)["steps_to_95"]
+    assert first.startswith("5")
+    assert said(f"{np.isinf(one).sum()} of its {len(one)} runs (seeds 1 to 7;")
+    assert said(f"{np.isinf(two).sum()} of {len(two)} (seeds 21 to 37)")
+    evidence = results("one_run", "bsuite.csv")
+    assert said(f"never exceeded {evidence['evidence'].max() + 0.05:.1f} in {evidence['episodes'].max()} episodes")
+    steps = results("one_run", "at_once.csv").groupby("chain_length")["steps_to_95"].apply(sorted)
+    assert said(
+        f"in {steps[50][0]:,.0f} to {steps[50][-2]:,.0f} steps on {np.isfinite(steps[50]).sum()} of {len(steps[50])}"
+    )
+    assert said(f"three of four took {steps[200][0]:,.0f} to {steps[200][-2]:,.0f}")
+    cartpole = results("one_run", "cartpole.csv").groupby("arm")["final_return"].agg(list)
+    assert said(f"returns of {', '.join(f'{x:.0f}' for x in cartpole['learned'])}, where")
+    assert {x for arm in ("at once", "uniform", "ppo") for x in cartpole[arm]} == {500}
