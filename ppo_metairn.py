@@ -44,6 +44,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
+from gymnasium.wrappers.utils import RunningMeanStd
 from matplotlib import colormaps
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
@@ -68,6 +69,8 @@ class Args:
     n_distractor: int | None = None  # Umbrella only: random bits in the observation (default: the environment's)
     hide_umbrella: bool = False  # Umbrella only: the observation never shows whether the umbrella was taken
     invert_umbrella: bool = False  # Umbrella only: the opposite of the right first action is right
+    reward_delay: int = 1  # rewards are summed and paid every so many steps and at an episode's end (logs: as earned)
+    normalize: bool = False  # observations and rewards by running statistics, for continuous control
 
     # The algorithm
     total_timesteps: int = 100_000  # environment steps of the whole run
@@ -77,7 +80,8 @@ class Args:
     anneal_lr: bool = True  # lower the learning rate linearly to 0 over the run
     gamma: float = 0.99  # discount factor
     gae_lambda: float = 0.95  # lambda of generalized advantage estimation
-    num_minibatches: int = 4  # per epoch; each holds whole environments, so it must divide num_envs
+    segment_length: int | None = None  # of the pieces that minibatches are made of (default: num_steps, not cut)
+    num_minibatches: int = 4  # per epoch; each holds whole segments, so it must divide their number
     update_epochs: int = 4  # passes over a rollout
     norm_adv: bool = True  # normalize advantages in each minibatch
     clip_coef: float = 0.3  # clipping range of the probability ratio; 0.2 left more failures near the solution
@@ -95,8 +99,7 @@ class Args:
     meta_learning_rate: float = 1e-2  # Adam's step size for the intrinsic reward network; 0: it stays as it is
     intrinsic_coef: float = 1.0  # weight of the intrinsic reward in the policy's reward
     extrinsic_coef: float = 1.0  # weight of the extrinsic reward there; 0: only the intrinsic reward is learned from
-    inner_steps: int = 1  # policy steps a meta-gradient looks back through; divides update_epochs * num_minibatches
-    outer_batch: str = "held-out"  # of the outer loss: the epoch's next minibatch; same: the inner steps' episodes
+    outer_batch: str = "held-out"  # of the outer loss: the epoch's next minibatch; same: the inner step's episodes
     outer_gamma: float = 1.0  # discount factor of the outer loss's extrinsic advantage; no end in sight: below 1
     outer_gae_lambda: float = 1.0  # its lambda; both 1: return minus value, far-sighted whatever PPO's own sight is
 
@@ -253,6 +256,49 @@ class Batch(NamedTuple):
     dones: torch.Tensor  # [T, N] 1 where the episode ended, terminated or truncated, else 0
 
 
+class LearnersView(gym.vector.VectorWrapper):
+    """What is learned from: rewards delayed (--reward-delay); observations and rewards normalized (--normalize).
+
+    Observations less their running mean over their deviation, rewards over that of the discounted return, both clipped
+    at 10: gymnasium's NormalizeObservation and NormalizeReward as in cleanrl/ppo_continuous_action.py, but with one set
+    of statistics for all environments. Those of an evaluation are given and stay as they are.
+    """
+
+    def __init__(self, envs, args, statistics=None):
+        super().__init__(envs)
+        self.args, self.learns = args, args.normalize and statistics is None
+        self.statistics = statistics or (RunningMeanStd(shape=self.single_observation_space.shape), RunningMeanStd())
+
+    def view(self, obs):
+        mean, var = self.statistics[0].mean, self.statistics[0].var
+        return ((obs - mean) / np.sqrt(var + 1e-8)).clip(-10, 10) if self.args.normalize else obs
+
+    def reset(self, **kwargs):
+        obs, infos = self.env.reset(**kwargs)
+        self.owed, self.returns, self.steps = np.zeros((3, self.num_envs))  # [N] each, since the episode began
+        if self.learns:
+            self.statistics[0].update(obs)
+        return self.view(obs), infos
+
+    def step(self, actions):
+        obs, rewards, terminations, truncations, infos = self.env.step(actions)
+        ended = terminations | truncations
+        self.steps += 1
+        self.owed += rewards
+        rewards = np.where(ended | (self.steps % self.args.reward_delay == 0), self.owed, 0.0)
+        self.owed -= rewards
+        self.returns = self.args.gamma * self.returns + rewards
+        if self.learns:
+            for statistics, x in zip(self.statistics, (obs, self.returns), strict=True):
+                statistics.update(x)
+        self.steps[ended] = self.owed[ended] = self.returns[ended] = 0
+        if self.args.normalize:
+            rewards = (rewards / np.sqrt(self.statistics[1].var + 1e-8)).clip(-10, 10)
+        for i in np.flatnonzero(ended):
+            infos["final_obs"][i] = self.view(infos["final_obs"][i])
+        return self.view(obs), rewards, terminations, truncations, infos
+
+
 def act(actor, obs, space, device):
     """obs [N, obs_dim] -> sampled actions [N] or [N, action_dim], as they are and as the environment takes them"""
     actions = actor.sample(torch.as_tensor(obs, dtype=torch.get_default_dtype(), device=device)).cpu().numpy()
@@ -306,6 +352,11 @@ def compute_gae(rewards, values, next_values, terminations, dones, gamma, gae_la
         decay = decay[:-reach] * decay[reach:]
         reach *= 2
     return advantages
+
+
+def cut(x, length):
+    """x [T, N, ...] -> [length, N * T / length, ...], each environment's steps cut into segments"""
+    return x.transpose(0, 1).unflatten(1, (-1, length)).flatten(0, 1).transpose(0, 1)
 
 
 def normalize(advantages):
@@ -373,7 +424,7 @@ def descend(theta, adam, lr, max_grad_norm, eps=1e-5):
 
 
 class Minibatch(NamedTuple):
-    """What the inner and the outer step need of n environments; values are those before the update. All [T, n, ...]."""
+    """What the inner and the outer step need of n rollouts or segments of them, values from before. All [T, n, ...]."""
 
     obs: torch.Tensor
     actions: torch.Tensor
@@ -396,24 +447,27 @@ def unflatten(theta, module):
     return {name: part.view_as(p) for (name, p), part in zip(parameters.items(), parts, strict=True)}
 
 
-def inner_step(actor, theta, adam, irn, mb, lr, args):
-    """The step that ppo_vanilla.py takes, on the mixed reward and with its graph kept: theta' as a function of the IRN.
+def mixed_advantages(irn, data, args):
+    """PPO's advantages [T, n] of the mixed reward in whole rollouts: data, a Minibatch. While the IRN learns, of it."""
+    learns = args.learns_at_once  # else the IRN stays as it is, and no graph is kept
+    r_in = irn(data.obs, data.actions, data.rewards, data.dones)[0] if learns else data.r_in  # [T, n]
+    mixed_rewards = args.extrinsic_coef * data.rewards + args.intrinsic_coef * r_in
+    ends = data.terminations, data.dones
+    return compute_gae(mixed_rewards, data.values, data.next_values, *ends, args.gamma, args.gae_lambda)
 
-    theta [P]: the actor's parameters; adam: their Adam state. Returns theta', its state, the mixed advantages [T, n]
-    (without graph; the mixed critic's regression targets less its values) and statistics to log.
+
+def inner_step(actor, theta, adam, mb, advantages, lr, args):
+    """The step that ppo_vanilla.py takes, with its graph kept: theta' as a function of the advantages [S, n].
+
+    theta [P]: the actor's parameters; adam: their Adam state. Returns theta', its state and statistics to log.
     """
-    meta = args.learns_at_once  # else the IRN stays as it is, and no graph is kept
-    r_in = irn(mb.obs, mb.actions, mb.rewards, mb.dones)[0] if meta else mb.r_in  # [T, n]
-    mixed_rewards = args.extrinsic_coef * mb.rewards + args.intrinsic_coef * r_in
-    advantages = compute_gae(
-        mixed_rewards, mb.values, mb.next_values, mb.terminations, mb.dones, args.gamma, args.gae_lambda
-    )
-    mb_advantages = normalize(advantages) if args.norm_adv else advantages
+    if args.norm_adv:
+        advantages = normalize(advantages)
     new_logprobs, entropies = torch.func.functional_call(actor, unflatten(theta, actor), (mb.obs, mb.actions))
-    loss, stats = policy_loss(new_logprobs, entropies, mb.logprobs, mb_advantages, args.clip_coef, args.ent_coef)
-    (grad,) = torch.autograd.grad(loss, theta, create_graph=meta)
+    loss, stats = policy_loss(new_logprobs, entropies, mb.logprobs, advantages, args.clip_coef, args.ent_coef)
+    (grad,) = torch.autograd.grad(loss, theta, create_graph=advantages.requires_grad)
     theta, adam = adam_step(theta, clip_grad_norm(grad, args.max_grad_norm), adam, lr)
-    return theta, adam, advantages.detach(), stats
+    return theta, adam, stats
 
 
 def outer_loss(actor, theta, mb, args):
@@ -514,8 +568,8 @@ def main(args):
     theta, phi, ext_phi, eta = [flat_parameters(learner) for learner in learners.values()]
     adam = {name: new_adam(p) for name, p in zip(learners, (theta, phi, ext_phi, eta), strict=True)}
     if args.evaluate:
-        load_checkpoint(args, learners, envs, device)
-        eval_return, _, eval_success = evaluate(args, actor, device, "evaluate")
+        _, state = load_checkpoint(args, learners, envs, device)
+        eval_return, _, eval_success = evaluate(args, actor, state["statistics"], device, "evaluate")
         print(f"{args.eval_episodes} episodes: return {eval_return:.3f}, success {eval_success:.3f}")
         return
     initial_eta = eta.detach().clone()  # what the held phase begins with
@@ -567,18 +621,22 @@ def main(args):
         lr = frac * args.learning_rate
         meta = args.learns_at_once
         stats, meta_stats = [], []  # one row [7] per minibatch (frozen: [6]), one row [2] per meta step
-        inner_theta, inner_adam, inner_envs = theta, adam["actor"], []  # theta' and what it has learned from
+        segments = Minibatch(*(cut(x, args.segment_length) for x in data))
+        whole = args.segment_length == args.num_steps  # a rollout that is not cut is one segment
+        if not meta:
+            advantages = cut(mixed_advantages(irn, data, args), args.segment_length)
         for _ in range(args.update_epochs):
-            minibatches = torch.randperm(args.num_envs).to(device).chunk(args.num_minibatches)  # whole environments
-            for i, mb_envs in enumerate(minibatches):
+            minibatches = torch.randperm(segments.rewards.shape[1]).to(device).chunk(args.num_minibatches)
+            for i, mb_segments in enumerate(minibatches):
                 # Inner step: PPO on the mixed reward
-                mb = Minibatch(*(x[:, mb_envs] for x in data))
-                inner_theta, inner_adam, advantages, mb_stats = inner_step(
-                    actor, inner_theta, inner_adam, irn, mb, lr, args
-                )
+                mb = Minibatch(*(x[:, mb_segments] for x in segments))
+                if meta and not whole:
+                    advantages = cut(mixed_advantages(irn, data, args), args.segment_length)
+                mb_advantages = mixed_advantages(irn, mb, args) if meta and whole else advantages[:, mb_segments]
+                inner_theta, inner_adam, mb_stats = inner_step(actor, theta, adam["actor"], mb, mb_advantages, lr, args)
 
                 # Critics, each on its own return; the extrinsic one serves the outer loss alone
-                v_losses = [value_loss(critic(mb.obs), mb.values, advantages + mb.values, args)]
+                v_losses = [value_loss(critic(mb.obs), mb.values, mb_advantages.detach() + mb.values, args)]
                 if meta:
                     v_losses.append(value_loss(ext_critic(mb.obs), mb.ext_values, mb.ext_returns, args))
                 (args.vf_coef * sum(v_losses)).backward()
@@ -587,25 +645,23 @@ def main(args):
                     adam["ext_critic"] = descend(ext_phi, adam["ext_critic"], lr, args.max_grad_norm)
                 stats.append(torch.cat([mb_stats, torch.stack(v_losses).detach()]))
 
-                # Outer step: the IRN on the extrinsic loss at theta', through the inner steps
-                inner_envs.append(mb_envs)
-                if len(inner_envs) == args.inner_steps:
-                    if meta:
-                        held_out = args.outer_batch == "held-out"
-                        outer_envs = minibatches[(i + 1) % len(minibatches)] if held_out else torch.cat(inner_envs)
-                        meta_loss = outer_loss(actor, inner_theta, Minibatch(*(x[:, outer_envs] for x in data)), args)
-                        meta_loss.backward(inputs=list(irn.parameters()))
-                        meta_stats.append(torch.stack([meta_loss.detach(), eta.grad.norm()]))
-                        # Meta-gradients pass through the policy's step and are smaller than Adam's usual eps of 1e-5
-                        meta_lr = frac * args.meta_learning_rate
-                        adam["irn"] = descend(eta, adam["irn"], meta_lr, args.max_grad_norm, eps=1e-10)
+                # Outer step: the IRN on the extrinsic loss at theta', through the inner step
+                if meta:
+                    held_out = args.outer_batch == "held-out"
+                    outer_segments = minibatches[(i + 1) % len(minibatches)] if held_out else mb_segments
+                    outer_mb = Minibatch(*(x[:, outer_segments] for x in segments))
+                    meta_loss = outer_loss(actor, inner_theta, outer_mb, args)
+                    meta_loss.backward(inputs=list(irn.parameters()))
+                    meta_stats.append(torch.stack([meta_loss.detach(), eta.grad.norm()]))
+                    # Meta-gradients pass through the policy's step and are smaller than Adam's usual eps of 1e-5
+                    meta_lr = frac * args.meta_learning_rate
+                    adam["irn"] = descend(eta, adam["irn"], meta_lr, args.max_grad_norm, eps=1e-10)
 
-                    # Commit theta', without its graph
-                    theta.data.copy_(inner_theta.data)
-                    m, v, step = inner_adam
-                    adam["actor"] = m.detach(), v.detach(), step
-                    inner_theta, inner_adam, inner_envs = theta, adam["actor"], []
-            if args.target_kl is not None and not inner_envs and mb_stats[3] > args.target_kl:
+                # Commit theta', without its graph
+                theta.data.copy_(inner_theta.data)
+                m, v, step = inner_adam
+                adam["actor"] = m.detach(), v.detach(), step
+            if args.target_kl is not None and mb_stats[3] > args.target_kl:
                 break
 
         # Logging
@@ -658,7 +714,6 @@ def check_irn_args(args):
     """Fails, naming the flag, on values of the intrinsic reward's arguments that no run could use."""
     check(args, "irn", ["redistribution", "attention", "mlp"].__contains__, "be redistribution, attention or mlp")
     check(args, "outer_batch", ["same", "held-out"].__contains__, "be same or held-out")
-    check(args, "inner_steps", lambda x: x >= 1, "be at least 1")
     coefs = "meta_learning_rate intrinsic_coef extrinsic_coef"
     check(args, coefs, lambda x: math.isfinite(x) and x >= 0, "be a finite number of at least 0")
     check(args, "outer_gamma outer_gae_lambda", lambda x: 0 <= x <= 1, "lie in [0, 1]")
@@ -672,16 +727,15 @@ def check_irn_args(args):
         fail("--intrinsic-coef and --extrinsic-coef are both 0: the policy would have no reward to learn from")
     if args.irn == "redistribution" and args.extrinsic_coef == 0:
         fail("--extrinsic-coef 0 needs --irn attention or mlp: a redistributed reward alone sums to 0 in every episode")
-    total = args.update_epochs * args.num_minibatches
-    if total % args.inner_steps:
-        fail(f"--inner-steps {args.inner_steps} must divide update_epochs * num_minibatches = {total}")
-    splits = args.num_minibatches % args.inner_steps == 0 and args.inner_steps < args.num_minibatches
-    if args.outer_batch == "held-out" and not splits:
-        fail(f"--outer-batch held-out: --inner-steps {args.inner_steps} must divide num_minibatches and leave one over")
+    if args.learns_at_once and args.outer_batch == "held-out" and args.num_minibatches == 1:
+        fail("--outer-batch held-out needs num_minibatches of at least 2: one to learn from, one that is held out")
 
 
-def make_envs(args, num_envs):
-    """Environments with SAME_STEP autoreset (no dead transitions, true last observation); whether they are Umbrella."""
+def make_envs(args, num_envs, statistics=None):
+    """Environments with SAME_STEP autoreset (no dead transitions, true last observation); whether they are Umbrella.
+
+    statistics: those that a LearnersView is to use and leave as they are, for an evaluation.
+    """
     try:
         umbrella = args.env_id.startswith("umbrella_env:")
         if umbrella:
@@ -698,19 +752,17 @@ def make_envs(args, num_envs):
         fail(f"--env-id {args.env_id}: the observation space must be a flat Box, got {obs_space}")
     if not (flat_action or (isinstance(action_space, gym.spaces.Discrete) and action_space.start == 0)):
         fail(f"--env-id {args.env_id}: the action space must be Discrete from 0 or a flat Box, got {action_space}")
-    return gym.wrappers.vector.RecordEpisodeStatistics(envs), umbrella
+    return LearnersView(gym.wrappers.vector.RecordEpisodeStatistics(envs), args, statistics), umbrella
 
 
 def set_up(args):
     """Checks the arguments (naming the flag) and fills in those that depend on others -> environments, device."""
-    counts = "eval_every eval_episodes total_timesteps num_envs num_minibatches update_epochs"
+    counts = "eval_every eval_episodes total_timesteps num_envs num_minibatches update_epochs reward_delay"
     sizes = "seed learning_rate clip_coef ent_coef vf_coef max_grad_norm reward_scale"
     check(args, counts, lambda x: x >= 1, "be at least 1")
     check(args, sizes, lambda x: math.isfinite(x) and x >= 0, "be a finite number of at least 0")
     check(args, "gamma gae_lambda", lambda x: 0 <= x <= 1, "lie in [0, 1]")
     check(args, "num_steps", lambda x: x is None or x >= 2, "be at least 2")  # one advantage cannot be normalized
-    if args.num_envs % args.num_minibatches:
-        fail(f"--num-minibatches {args.num_minibatches} must divide --num-envs {args.num_envs}: it splits environments")
     if args.track and importlib.util.find_spec("wandb") is None:
         fail("--track needs Weights & Biases: pip install wandb")
     if args.cuda and not torch.cuda.is_available():
@@ -721,6 +773,14 @@ def set_up(args):
         args.chain_length = 0
     if args.num_steps is None:
         args.num_steps = args.chain_length * max(1, 50 // args.chain_length) if umbrella else 50
+    if args.segment_length is None:
+        args.segment_length = args.num_steps
+    if args.segment_length < 1 or args.num_steps % args.segment_length:
+        fail(f"--segment-length {args.segment_length} must divide num_steps = {args.num_steps}")
+    segments = args.num_envs * args.num_steps // args.segment_length
+    if segments % args.num_minibatches:
+        where = "num_envs * num_steps / segment_length"
+        fail(f"--num-minibatches {args.num_minibatches} must divide the segments, {where} = {segments}")
     batch_size = args.num_envs * args.num_steps
     if args.total_timesteps < batch_size:
         fail(f"--total-timesteps {args.total_timesteps} is less than num_envs * num_steps = {batch_size}, one batch")
@@ -735,10 +795,10 @@ def random_seeds(args, stream, index=0, count=1):
 
 
 @torch.inference_mode()
-def evaluate(args, actor, device, stream, index=0):
+def evaluate(args, actor, statistics, device, stream, index=0):
     """Mean return, length, success (NaN if not reported) of eval_episodes episodes; actions are sampled as ever."""
     seeds = random_seeds(args, stream, index, args.eval_episodes)
-    envs, _ = make_envs(args, len(seeds))
+    envs, _ = make_envs(args, len(seeds), statistics)
     obs, _ = envs.reset(seed=seeds)
     episodes, running = [], np.ones(len(seeds), bool)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # training's is left as it was
@@ -793,10 +853,12 @@ def load_checkpoint(args, learners, envs, device):
     if checkpoint["cuda_rng"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state_all([rng.cpu() for rng in checkpoint["cuda_rng"]])
     state = checkpoint["state"]
+    if checkpoint["envs"] is not None:
+        envs = cloudpickle.loads(checkpoint["envs"])
+    envs.statistics = state["statistics"]
     if checkpoint["envs"] is None:  # begin new episodes
         state["obs"], _ = envs.reset(seed=random_seeds(args, "resume", state["iteration"], args.num_envs))
-        return envs, state
-    return cloudpickle.loads(checkpoint["envs"]), state
+    return envs, state
 
 
 def open_run(args):
@@ -831,6 +893,7 @@ class Run:
             self.folder, self.envs = open_run(args), envs
             obs, _ = envs.reset(seed=random_seeds(args, "train", count=args.num_envs))
             self.state = {"iteration": 0, "elapsed": 0.0, "obs": obs, "adam": adam, "episodes": [], "rows": []}
+            self.state["statistics"] = envs.statistics  # of observations and returns
         if args.track:  # WANDB_PROJECT and WANDB_ENTITY choose where it goes
             wandb = importlib.import_module("wandb")
             wandb.init(name=self.folder.name, config=vars(args), sync_tensorboard=True, save_code=True)
@@ -861,7 +924,9 @@ class Run:
         finished = state["iteration"] == self.num_iterations
         due = step // args.eval_every > evaluated // args.eval_every or (finished and step > evaluated)
         if due:
-            eval_return, _, eval_success = evaluate(args, self.learners["actor"], self.device, "eval", step)
+            eval_return, _, eval_success = evaluate(
+                args, self.learners["actor"], state["statistics"], self.device, "eval", step
+            )
             train_return, _, train_success = np.mean(state["episodes"] or [[math.nan] * 3], axis=0).tolist()
             seconds = time.perf_counter() - self.start_time
             row = {"global_step": step, "eval_return": eval_return, "eval_success": eval_success}

@@ -27,6 +27,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
+from gymnasium.wrappers.utils import RunningMeanStd
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -50,6 +51,8 @@ class Args:
     n_distractor: int | None = None  # Umbrella only: random bits in the observation (default: the environment's)
     hide_umbrella: bool = False  # Umbrella only: the observation never shows whether the umbrella was taken
     invert_umbrella: bool = False  # Umbrella only: the opposite of the right first action is right
+    reward_delay: int = 1  # rewards are summed and paid every so many steps and at an episode's end (logs: as earned)
+    normalize: bool = False  # observations and rewards by running statistics, for continuous control
 
     # The algorithm
     total_timesteps: int = 100_000  # environment steps of the whole run
@@ -59,7 +62,8 @@ class Args:
     anneal_lr: bool = True  # lower the learning rate linearly to 0 over the run
     gamma: float = 0.99  # discount factor
     gae_lambda: float = 0.95  # lambda of generalized advantage estimation
-    num_minibatches: int = 4  # per epoch; each holds whole environments, so it must divide num_envs
+    segment_length: int | None = None  # of the pieces that minibatches are made of (default: num_steps, not cut)
+    num_minibatches: int = 4  # per epoch; each holds whole segments, so it must divide their number
     update_epochs: int = 4  # passes over a rollout
     norm_adv: bool = True  # normalize advantages in each minibatch
     clip_coef: float = 0.3  # clipping range of the probability ratio; 0.2 left more failures near the solution
@@ -151,6 +155,49 @@ class Batch(NamedTuple):
     dones: torch.Tensor  # [T, N] 1 where the episode ended, terminated or truncated, else 0
 
 
+class LearnersView(gym.vector.VectorWrapper):
+    """What is learned from: rewards delayed (--reward-delay); observations and rewards normalized (--normalize).
+
+    Observations less their running mean over their deviation, rewards over that of the discounted return, both clipped
+    at 10: gymnasium's NormalizeObservation and NormalizeReward as in cleanrl/ppo_continuous_action.py, but with one set
+    of statistics for all environments. Those of an evaluation are given and stay as they are.
+    """
+
+    def __init__(self, envs, args, statistics=None):
+        super().__init__(envs)
+        self.args, self.learns = args, args.normalize and statistics is None
+        self.statistics = statistics or (RunningMeanStd(shape=self.single_observation_space.shape), RunningMeanStd())
+
+    def view(self, obs):
+        mean, var = self.statistics[0].mean, self.statistics[0].var
+        return ((obs - mean) / np.sqrt(var + 1e-8)).clip(-10, 10) if self.args.normalize else obs
+
+    def reset(self, **kwargs):
+        obs, infos = self.env.reset(**kwargs)
+        self.owed, self.returns, self.steps = np.zeros((3, self.num_envs))  # [N] each, since the episode began
+        if self.learns:
+            self.statistics[0].update(obs)
+        return self.view(obs), infos
+
+    def step(self, actions):
+        obs, rewards, terminations, truncations, infos = self.env.step(actions)
+        ended = terminations | truncations
+        self.steps += 1
+        self.owed += rewards
+        rewards = np.where(ended | (self.steps % self.args.reward_delay == 0), self.owed, 0.0)
+        self.owed -= rewards
+        self.returns = self.args.gamma * self.returns + rewards
+        if self.learns:
+            for statistics, x in zip(self.statistics, (obs, self.returns), strict=True):
+                statistics.update(x)
+        self.steps[ended] = self.owed[ended] = self.returns[ended] = 0
+        if self.args.normalize:
+            rewards = (rewards / np.sqrt(self.statistics[1].var + 1e-8)).clip(-10, 10)
+        for i in np.flatnonzero(ended):
+            infos["final_obs"][i] = self.view(infos["final_obs"][i])
+        return self.view(obs), rewards, terminations, truncations, infos
+
+
 def act(actor, obs, space, device):
     """obs [N, obs_dim] -> sampled actions [N] or [N, action_dim], as they are and as the environment takes them"""
     actions = actor.sample(torch.as_tensor(obs, dtype=torch.get_default_dtype(), device=device)).cpu().numpy()
@@ -204,6 +251,11 @@ def compute_gae(rewards, values, next_values, terminations, dones, gamma, gae_la
         decay = decay[:-reach] * decay[reach:]
         reach *= 2
     return advantages
+
+
+def cut(x, length):
+    """x [T, N, ...] -> [length, N * T / length, ...], each environment's steps cut into segments"""
+    return x.transpose(0, 1).unflatten(1, (-1, length)).flatten(0, 1).transpose(0, 1)
 
 
 def normalize(advantages):
@@ -278,8 +330,8 @@ def main(args):
     theta, phi = [flat_parameters(learner) for learner in learners.values()]
     adam = {name: new_adam(p) for name, p in zip(learners, (theta, phi), strict=True)}
     if args.evaluate:
-        load_checkpoint(args, learners, envs, device)
-        eval_return, _, eval_success = evaluate(args, actor, device, "evaluate")
+        _, state = load_checkpoint(args, learners, envs, device)
+        eval_return, _, eval_success = evaluate(args, actor, state["statistics"], device, "evaluate")
         print(f"{args.eval_episodes} episodes: return {eval_return:.3f}, success {eval_success:.3f}")
         return
     run = Run(args, envs, learners, adam, device)
@@ -298,16 +350,19 @@ def main(args):
         # Update
         frac = 1.0 - run.state["iteration"] / run.num_iterations if args.anneal_lr else 1.0
         lr = frac * args.learning_rate
+        data = batch.obs, batch.actions, logprobs, values, advantages, returns
+        data = [cut(x, args.segment_length) for x in data]
         stats = []  # one row [6] per minibatch
         for _ in range(args.update_epochs):
-            for mb in torch.randperm(args.num_envs).to(device).chunk(args.num_minibatches):  # whole environments
-                obs, actions = batch.obs[:, mb], batch.actions[:, mb]
-                mb_advantages = normalize(advantages[:, mb]) if args.norm_adv else advantages[:, mb]
-                new_logprobs, entropies = actor(obs, actions)
+            for mb in torch.randperm(data[0].shape[1]).to(device).chunk(args.num_minibatches):  # whole segments
+                mb_obs, mb_actions, mb_logprobs, mb_values, mb_advantages, mb_returns = [x[:, mb] for x in data]
+                if args.norm_adv:
+                    mb_advantages = normalize(mb_advantages)
+                new_logprobs, entropies = actor(mb_obs, mb_actions)
                 loss, mb_stats = policy_loss(
-                    new_logprobs, entropies, logprobs[:, mb], mb_advantages, args.clip_coef, args.ent_coef
+                    new_logprobs, entropies, mb_logprobs, mb_advantages, args.clip_coef, args.ent_coef
                 )
-                v_loss = value_loss(critic(obs), values[:, mb], returns[:, mb], args)
+                v_loss = value_loss(critic(mb_obs), mb_values, mb_returns, args)
                 (loss + args.vf_coef * v_loss).backward()
                 adam["actor"] = descend(theta, adam["actor"], lr, args.max_grad_norm)
                 adam["critic"] = descend(phi, adam["critic"], lr, args.max_grad_norm)
@@ -359,8 +414,11 @@ def check(args, names, valid, must):
             fail(f"--{name.replace('_', '-')} must {must}, got {getattr(args, name)}")
 
 
-def make_envs(args, num_envs):
-    """Environments with SAME_STEP autoreset (no dead transitions, true last observation); whether they are Umbrella."""
+def make_envs(args, num_envs, statistics=None):
+    """Environments with SAME_STEP autoreset (no dead transitions, true last observation); whether they are Umbrella.
+
+    statistics: those that a LearnersView is to use and leave as they are, for an evaluation.
+    """
     try:
         umbrella = args.env_id.startswith("umbrella_env:")
         if umbrella:
@@ -377,19 +435,17 @@ def make_envs(args, num_envs):
         fail(f"--env-id {args.env_id}: the observation space must be a flat Box, got {obs_space}")
     if not (flat_action or (isinstance(action_space, gym.spaces.Discrete) and action_space.start == 0)):
         fail(f"--env-id {args.env_id}: the action space must be Discrete from 0 or a flat Box, got {action_space}")
-    return gym.wrappers.vector.RecordEpisodeStatistics(envs), umbrella
+    return LearnersView(gym.wrappers.vector.RecordEpisodeStatistics(envs), args, statistics), umbrella
 
 
 def set_up(args):
     """Checks the arguments (naming the flag) and fills in those that depend on others -> environments, device."""
-    counts = "eval_every eval_episodes total_timesteps num_envs num_minibatches update_epochs"
+    counts = "eval_every eval_episodes total_timesteps num_envs num_minibatches update_epochs reward_delay"
     sizes = "seed learning_rate clip_coef ent_coef vf_coef max_grad_norm reward_scale"
     check(args, counts, lambda x: x >= 1, "be at least 1")
     check(args, sizes, lambda x: math.isfinite(x) and x >= 0, "be a finite number of at least 0")
     check(args, "gamma gae_lambda", lambda x: 0 <= x <= 1, "lie in [0, 1]")
     check(args, "num_steps", lambda x: x is None or x >= 2, "be at least 2")  # one advantage cannot be normalized
-    if args.num_envs % args.num_minibatches:
-        fail(f"--num-minibatches {args.num_minibatches} must divide --num-envs {args.num_envs}: it splits environments")
     if args.track and importlib.util.find_spec("wandb") is None:
         fail("--track needs Weights & Biases: pip install wandb")
     if args.cuda and not torch.cuda.is_available():
@@ -400,6 +456,14 @@ def set_up(args):
         args.chain_length = 0
     if args.num_steps is None:
         args.num_steps = args.chain_length * max(1, 50 // args.chain_length) if umbrella else 50
+    if args.segment_length is None:
+        args.segment_length = args.num_steps
+    if args.segment_length < 1 or args.num_steps % args.segment_length:
+        fail(f"--segment-length {args.segment_length} must divide num_steps = {args.num_steps}")
+    segments = args.num_envs * args.num_steps // args.segment_length
+    if segments % args.num_minibatches:
+        where = "num_envs * num_steps / segment_length"
+        fail(f"--num-minibatches {args.num_minibatches} must divide the segments, {where} = {segments}")
     batch_size = args.num_envs * args.num_steps
     if args.total_timesteps < batch_size:
         fail(f"--total-timesteps {args.total_timesteps} is less than num_envs * num_steps = {batch_size}, one batch")
@@ -414,10 +478,10 @@ def random_seeds(args, stream, index=0, count=1):
 
 
 @torch.inference_mode()
-def evaluate(args, actor, device, stream, index=0):
+def evaluate(args, actor, statistics, device, stream, index=0):
     """Mean return, length, success (NaN if not reported) of eval_episodes episodes; actions are sampled as ever."""
     seeds = random_seeds(args, stream, index, args.eval_episodes)
-    envs, _ = make_envs(args, len(seeds))
+    envs, _ = make_envs(args, len(seeds), statistics)
     obs, _ = envs.reset(seed=seeds)
     episodes, running = [], np.ones(len(seeds), bool)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # training's is left as it was
@@ -472,10 +536,12 @@ def load_checkpoint(args, learners, envs, device):
     if checkpoint["cuda_rng"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state_all([rng.cpu() for rng in checkpoint["cuda_rng"]])
     state = checkpoint["state"]
+    if checkpoint["envs"] is not None:
+        envs = cloudpickle.loads(checkpoint["envs"])
+    envs.statistics = state["statistics"]
     if checkpoint["envs"] is None:  # begin new episodes
         state["obs"], _ = envs.reset(seed=random_seeds(args, "resume", state["iteration"], args.num_envs))
-        return envs, state
-    return cloudpickle.loads(checkpoint["envs"]), state
+    return envs, state
 
 
 def open_run(args):
@@ -510,6 +576,7 @@ class Run:
             self.folder, self.envs = open_run(args), envs
             obs, _ = envs.reset(seed=random_seeds(args, "train", count=args.num_envs))
             self.state = {"iteration": 0, "elapsed": 0.0, "obs": obs, "adam": adam, "episodes": [], "rows": []}
+            self.state["statistics"] = envs.statistics  # of observations and returns
         if args.track:  # WANDB_PROJECT and WANDB_ENTITY choose where it goes
             wandb = importlib.import_module("wandb")
             wandb.init(name=self.folder.name, config=vars(args), sync_tensorboard=True, save_code=True)
@@ -540,7 +607,9 @@ class Run:
         finished = state["iteration"] == self.num_iterations
         due = step // args.eval_every > evaluated // args.eval_every or (finished and step > evaluated)
         if due:
-            eval_return, _, eval_success = evaluate(args, self.learners["actor"], self.device, "eval", step)
+            eval_return, _, eval_success = evaluate(
+                args, self.learners["actor"], state["statistics"], self.device, "eval", step
+            )
             train_return, _, train_success = np.mean(state["episodes"] or [[math.nan] * 3], axis=0).tolist()
             seconds = time.perf_counter() - self.start_time
             row = {"global_step": step, "eval_return": eval_return, "eval_success": eval_success}

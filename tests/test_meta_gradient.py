@@ -49,7 +49,8 @@ def test_whole_chain_against_finite_differences(float64, kind, env_id, inner_ste
     def chain():
         inner_theta, inner_adam = theta, adam
         for mb in minibatches[:inner_steps]:
-            inner_theta, inner_adam, *_ = m.inner_step(actor, inner_theta, inner_adam, irn, mb, 0.05, args)
+            advantages = m.mixed_advantages(irn, mb, args)
+            inner_theta, inner_adam, _ = m.inner_step(actor, inner_theta, inner_adam, mb, advantages, 0.05, args)
         return m.outer_loss(actor, inner_theta, data, args)
 
     chain().backward(inputs=list(irn.parameters()))
@@ -78,7 +79,7 @@ def test_lirpg_closed_form(float64, monkeypatch):
     args.max_grad_norm = 1e9
     monkeypatch.setattr(m, "adam_step", lambda theta, grad, adam, lr: (theta - lr * grad, adam))
     theta, parameters = m.flat_parameters(actor), list(irn.parameters())
-    new_theta, *_ = m.inner_step(actor, theta, None, irn, data, alpha, args)
+    new_theta, *_ = m.inner_step(actor, theta, None, data, m.mixed_advantages(irn, data, args), alpha, args)
     ours = torch.autograd.grad(m.outer_loss(actor, new_theta, data, args), parameters)
 
     # the same by hand: one log-probability and one reward at a time, in plain loops
@@ -156,8 +157,10 @@ def test_meta_gradient_is_finite_when_the_umbrella_is_hidden(kind):
     obs = data.obs.clone()
     obs[..., 1] = 0
     theta, eta = m.flat_parameters(actor), m.flat_parameters(irn)
-    new_theta, *_ = m.inner_step(actor, theta, m.new_adam(theta), irn, data._replace(obs=obs), 0.05, args)
-    m.outer_loss(actor, new_theta, data._replace(obs=obs), args).backward(inputs=list(irn.parameters()))
+    data = data._replace(obs=obs)
+    advantages = m.mixed_advantages(irn, data, args)
+    new_theta, *_ = m.inner_step(actor, theta, m.new_adam(theta), data, advantages, 0.05, args)
+    m.outer_loss(actor, new_theta, data, args).backward(inputs=list(irn.parameters()))
     assert eta.grad.isfinite().all()
     assert eta.grad.norm() > 0
 
@@ -273,7 +276,8 @@ def test_a_frozen_network_keeps_no_graph():
     theta, eta = m.flat_parameters(actor), m.flat_parameters(irn)
     steps = []
     for args.meta_learning_rate in (1e-3, 0.0):
-        new_theta, (mean, *_), *_ = m.inner_step(actor, theta, m.new_adam(theta), irn, data, 0.05, args)
+        advantages = m.mixed_advantages(irn, data, args)
+        new_theta, (mean, *_), _ = m.inner_step(actor, theta, m.new_adam(theta), data, advantages, 0.05, args)
         steps.append(new_theta.detach())
         assert mean.requires_grad == (args.meta_learning_rate > 0)
     assert torch.equal(*steps)  # the step itself is the same

@@ -45,7 +45,8 @@ def read_result(folder):
     checkpoint = torch.load(folder / "checkpoint.pt", weights_only=False)
     rows = [{k: v for k, v in row.items() if k not in TIME_COLUMNS} for row in read_rows(folder)]
     arrays = dict(np.load(folder / "intrinsic.npz")) if (folder / "intrinsic.npz").exists() else {}
-    return checkpoint["learners"], checkpoint["state"]["adam"], checkpoint["torch_rng"], rows, arrays
+    statistics = [vars(x) for x in checkpoint["state"]["statistics"]]
+    return checkpoint["learners"], checkpoint["state"]["adam"], checkpoint["torch_rng"], rows, arrays, statistics
 
 
 def assert_same(a, b):
@@ -182,7 +183,6 @@ def test_log_probabilities_and_entropies_are_those_of_torch_distributions(script
     [
         [],
         ["--outer-batch", "same"],
-        ["--outer-batch", "same", "--inner-steps", "2"],
         ["--meta-learning-rate", "0"],
         ["--irn", "attention"],
     ],
@@ -459,7 +459,11 @@ def test_an_irn_pt_cannot_run_code(cli, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "env",
-    [["--chain-length", 4, "--n-distractor", 2], ["--env-id", "CartPole-v1"], ["--env-id", "Pendulum-v1"]],
+    [
+        ["--chain-length", 4, "--n-distractor", 2],
+        ["--env-id", "CartPole-v1"],
+        ["--env-id", "Pendulum-v1", "--normalize", "--reward-delay", 3, "--segment-length", 4],
+    ],
     ids=["umbrella", "cartpole", "pendulum"],
 )
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -633,7 +637,7 @@ def test_target_kl_ends_an_update_early(script, cli, tmp_path):
         (["--env-id", "FrozenLake-v1"], "observation space must be a flat Box"),
         (["--chain-length", 0], "chain_length must be an integer of at least 1"),
         (["--n-distractor", -1], "n_distractor"),
-        (["--num-envs", 10], "--num-minibatches 4 must divide --num-envs 10"),
+        (["--num-envs", 10], "--num-minibatches 4 must divide the segments"),
         (["--num-steps", 1], "--num-steps must be at least 2"),
         (["--total-timesteps", 500], "--total-timesteps 500 is less than"),
         (["--ent-coef", -1], "--ent-coef must be"),
@@ -660,11 +664,10 @@ def test_bad_input(script, cli, tmp_path, capsys, flags, named):
         (["--intrinsic-coef", 0, "--extrinsic-coef", 0], "both 0"),
         (["--irn", "lstm"], "--irn must be redistribution, attention or mlp, got lstm"),
         (["--extrinsic-coef", 0], "--extrinsic-coef 0 needs --irn attention or mlp"),
-        (["--inner-steps", 3, "--outer-batch", "same"], "--inner-steps 3 must divide"),
         (["--outer-batch", "other"], "--outer-batch must be same or held-out"),
         (["--held-steps", -1], "--held-steps must be at least 0"),
         (["--held-steps", 100, "--irn", "mlp"], "--held-steps needs --irn redistribution"),
-        (["--inner-steps", 4, "--outer-batch", "held-out"], "leave one over"),
+        (["--num-minibatches", 1, "--irn", "mlp"], "--outer-batch held-out needs num_minibatches of at least 2"),
         (["--outer-gamma", 1.1], "--outer-gamma must lie in [0, 1]"),
     ],
     ids=lambda x: " ".join(map(str, x)) if isinstance(x, list) else "",
