@@ -630,7 +630,7 @@ def main(args):
             for i, mb_segments in enumerate(minibatches):
                 # Inner step: PPO on the mixed reward
                 mb = Minibatch(*(x[:, mb_segments] for x in segments))
-                if meta and not whole:
+                if meta and not whole:  # the IRN has moved
                     advantages = cut(mixed_advantages(irn, data, args), args.segment_length)
                 mb_advantages = mixed_advantages(irn, mb, args) if meta and whole else advantages[:, mb_segments]
                 inner_theta, inner_adam, mb_stats = inner_step(actor, theta, adam["actor"], mb, mb_advantages, lr, args)
