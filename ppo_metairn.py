@@ -596,6 +596,12 @@ def main(args):
                 eta.data.copy_(initial_eta)
             if ends or evident:  # from here on the policy moves and the reward stays
                 run.state["held"], run.state["first_update"] = None, run.state["iteration"]
+                why = (
+                    f"evidence {losses['evidence']:.1f}"
+                    if evident
+                    else "no evidence, the reward network stays untrained"
+                )
+                run.bar.write(f"policy let go      at step {run.global_step + run.batch_size}: {why}")
         with torch.no_grad():
             logprobs, _ = actor(batch.obs, batch.actions)  # [T, N]
             r_in, _ = irn(batch.obs, batch.actions, batch.rewards, batch.dones)  # [T, N]

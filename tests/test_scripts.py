@@ -270,7 +270,7 @@ def test_learns_with_the_umbrella_hidden(cli, tmp_path, seed):
 HELD = ["--chain-length", 2, "--num-steps", 4, "--num-envs", 8, "--eval-every", 32, "--eval-episodes", 2]  # 16 episodes
 
 
-def test_the_policy_is_held_until_there_is_evidence(cli, tmp_path, monkeypatch):
+def test_the_policy_is_held_until_there_is_evidence(cli, tmp_path, monkeypatch, capsys):
     """A rollout is 32 steps. With no evidence the policy moves in the fourth, which ends the 128 held steps; with any,
     in the second, by which there are as many episodes as a test needs."""
     monkeypatch.setattr(ppo_metairn, "META_STEPS", 2)
@@ -291,6 +291,8 @@ def test_the_policy_is_held_until_there_is_evidence(cli, tmp_path, monkeypatch):
     for evidence, moves in ((math.inf, 4), (-1e9, 2)):
         monkeypatch.setattr(ppo_metairn, "EVIDENCE", evidence)
         cli(ppo_metairn, *HELD, "--total-timesteps", 256, "--held-steps", 128, "--learning-rate", 0.01)
+        why = "no evidence" if evidence == math.inf else "evidence"
+        assert f"policy let go      at step {32 * moves}: {why}" in capsys.readouterr().out
         held = [torch.equal(x, policies[0]) for x in policies]
         assert held == [True] * moves + [False] * (8 - moves)
         updates = 9 - moves  # annealed from the first of them
