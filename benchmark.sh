@@ -5,6 +5,7 @@
 #   bash benchmark.sh --smoke                   # a tiny version of everything in a temporary folder, half a minute
 #   LENGTHS="50 200" EXTRA_ARGS=--hide-umbrella OUT=runs/hidden bash benchmark.sh
 #   STUDY=FILE ALGOS=teacher OUT=runs/study bash benchmark.sh   # these of FILE's arms; without ALGOS, all of them
+#   ENV_IDS="Hopper-v5 Walker2d-v5" STUDY=FILE bash benchmark.sh   # all of it for each, in OUT/Hopper-v5 and so on
 #   LAUNCHER=slurm SBATCH_PARTITION=cpu bash benchmark.sh       # the same runs as one Slurm job array
 #   bash benchmark.sh --report                  # the figures again, of the runs that are finished
 #
@@ -12,18 +13,20 @@
 # same command completes the set, with the same numbers. OUT holds the run folders, logs/ and results/.
 # A line of FILE is an arm, NAME SCRIPT LENGTHS TIMESTEPS [OPTIONS...]; {out} stands for OUT, # begins a comment:
 #   student ppo_metairn 20,50 100000 --irn-from {out}/UmbrellaLength-v0__teacher__10__{seed}
-# NAME is the algorithm's name in run folders and results. It may have several lines, of other LENGTHS. An option
+# NAME is the algorithm's name in run folders and results. It may have several lines, of other LENGTHS (of environments
+# other than Umbrella, 0). Options come last, so they also override the benchmark's own --eval-every 1000. An option
 # @FILE.json, from this folder on, stands for the options in it: {"gamma": 1.0} for --gamma 1.0, as tune.py writes them.
-# Settings, printed at first: STUDY ALGOS LENGTHS SEEDS TOTAL_TIMESTEPS EXTRA_ARGS OUT WORKERS LAUNCHER PYTHON
+# Settings, printed at first: STUDY ALGOS LENGTHS SEEDS TOTAL_TIMESTEPS ENV_IDS EXTRA_ARGS OUT WORKERS LAUNCHER PYTHON
 set -feuo pipefail
 fail() { echo "error: $*" >&2 && exit 2; }
 
 # Settings: environment variables
 here=$(dirname "$0")
 mode=${1-}
+[[ ! ${ENV_IDS:=} || ${STUDY:=} ]] || : "${LENGTHS:=0}"
 case $mode in
     '' | --report | --task) ;; # --task: one run, within a Slurm job array
-    -h | --help) sed -n '2,17s/^# \{0,1\}//p' "$0" && exit ;;
+    -h | --help) sed -n '2,19s/^# \{0,1\}//p' "$0" && exit ;;
     --smoke) : "${LENGTHS:=2 5}" "${SEEDS:=1 2}" "${TOTAL_TIMESTEPS:=10000}" "${OUT:=$(mktemp -d)}" ;;
     *) fail "unknown argument $mode; there are --smoke and --report, and settings: see the head of $0" ;;
 esac
@@ -32,7 +35,7 @@ esac
 : "${WORKERS:=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)}"
 : "${PYTHON:=$([[ -x $here/.venv/bin/python ]] && echo "$here/.venv/bin/python" || echo python)}"
 ALGOS=$(echo ${ALGOS-}) LENGTHS=$(echo ${LENGTHS-}) TOTAL_TIMESTEPS=${TOTAL_TIMESTEPS-} # single spaces
-settings=(STUDY ALGOS LENGTHS SEEDS TOTAL_TIMESTEPS EXTRA_ARGS OUT WORKERS LAUNCHER PYTHON)
+settings=(STUDY ALGOS LENGTHS SEEDS TOTAL_TIMESTEPS ENV_IDS EXTRA_ARGS OUT WORKERS LAUNCHER PYTHON)
 whole='(0|[1-9][0-9]*)'
 for number in $LENGTHS $SEEDS $TOTAL_TIMESTEPS "$WORKERS"; do
     [[ $number =~ ^$whole$ ]] || fail "LENGTHS, SEEDS, TOTAL_TIMESTEPS, WORKERS: $number is not a whole number"
@@ -77,6 +80,22 @@ done < <([[ $STUDY ]] && sed 's/#.*//' "$STUDY" ||
     echo) # ends a last line that has no end
 for name in $ALGOS; do [[ $'\n'$table == *$'\n'" $name "* ]] || fail "ALGOS: $STUDY has no arm $name"; done
 ((${#arms[@]})) || fail "LENGTHS: $STUDY has none of these: $LENGTHS"
+
+if [[ $ENV_IDS ]]; then # all of this for each of them; a signal is handed on, and then ends the whole
+    stopped=0 worst=0
+    trap 'stopped=130; kill "${!-}" || true' INT
+    trap 'stopped=143; kill "${!-}" || true' TERM
+    for id in $ENV_IDS; do
+        ENV_IDS='' OUT=$OUT/${id##*:} EXTRA_ARGS="${EXTRA_ARGS:+$EXTRA_ARGS }--env-id $id" LENGTHS=$LENGTHS \
+            bash "$0" $mode &
+        status=0
+        wait $! || status=$?
+        while kill -0 $! 2>/dev/null; do wait $! || status=$?; done # a signal ends wait, not the benchmark
+        ((!stopped && status <= 128)) || exit $((stopped ? stopped : status))
+        ((status <= worst)) || worst=$status
+    done
+    exit "$worst"
+fi
 
 # The runs; seeds outermost, so that a benchmark that is cut off has about as many of each setting
 run_folder() { set +f && for folder in "$OUT"/*"__$1__$2__$3"; do echo "$folder"; done; } # always in a subshell: $()

@@ -25,6 +25,11 @@ and always what follows from these:
     credit_attention    attention of the first step's intrinsic reward, against training, beside the optimal one
     credit_reward       profile of the intrinsic reward over the episode, against training
     wall_clock          table and figure
+Where no optimum is known, for all but Umbrella that is, only learning (of the return), wall_clock (the figure), and
+    runs                table by run: final_return (mean of the last 3 evaluations: one alone is noisy) and mean_return
+                        (of all evaluations after step 0: the area under the curve)
+    summary             table of both by algorithm; beside arms `delayed` and `dense` also the share of the gap between
+                        them that an arm closes, (IQM - IQM delayed) / (IQM dense - IQM delayed)
 
 Point estimates are interquartile means (IQM); intervals are 95 % percentile intervals of a bootstrap over runs,
 stratified by length, with a fixed seed:
@@ -65,6 +70,8 @@ RESAMPLES = 5_000
 CURVE_POINTS = 128  # at most, of a learning curve
 CREDIT_POINTS = 10  # evaluations of a run in the credit figures
 SOLVED = 0.95
+LAST = 3  # evaluations in the final return where no optimum is known
+RETURNS = ["final_return", "mean_return"]
 MEASURES = ["eval_return", "eval_success", "intrinsic_advantage_share", "intrinsic_attention_entropy"]
 FIGURES = Literal[
     "learning",
@@ -88,7 +95,7 @@ class Args:
     format: Literal["png", "svg", "pdf"] = "png"
     """of the figures"""
     figures: tuple[FIGURES, ...] = get_args(FIGURES)
-    """the figures to draw; the tables are always written"""
+    """the figures to draw, of those that there are; the tables are always written"""
     credit_algorithm: str | None = None
     """with --runs: algorithm of the credit figures (default: ppo_metairn if it is there)"""
     credit_map: tuple[str, ...] = ()
@@ -124,6 +131,11 @@ def digits(x, n=3):
     return np.vectorize(lambda value: float(f"{value:.{n}g}"), otypes=[float])(x)
 
 
+def measured_by(env_id):
+    """Columns of evaluations: an environment without a known optimum may not know success either"""
+    return ["eval_return", "eval_success"] if env_id in OPTIMUM else ["eval_return"]
+
+
 # Reading
 
 
@@ -133,10 +145,10 @@ def read_run(folder, args):
     step, batch = progress["global_step"].iloc[-1], args["num_envs"] * args["num_steps"]
     if step != args["total_timesteps"] // batch * batch:
         raise ValueError(f"unfinished: stopped at step {step} of {args['total_timesteps']}")
-    if not np.isfinite(progress[["eval_return", "eval_success"]]).all(axis=None):
+    if not np.isfinite(progress[measured_by(args["env_id"])]).all(axis=None):
         raise ValueError("an evaluation is not finite")
     credit = pd.DataFrame()
-    if (folder / "intrinsic.npz").exists():
+    if args["chain_length"] and (folder / "intrinsic.npz").exists():  # 0: episodes of no fixed length
         with np.load(folder / "intrinsic.npz") as arrays:
             last = arrays["first_step_attention"][-1, args["chain_length"] - 1]
             progress.loc[progress.index[-1], "first_to_last"] = digits(last)
@@ -263,19 +275,19 @@ def bootstrap(statistic, *scores):
     return np.stack([estimate[""], *(interval[""] if enough else np.full_like(interval[""], np.nan))])
 
 
-def curves(runs):
-    """All evaluations of one algorithm at one length -> steps [E]; IQM and interval of return and success [3, E]
+def curves(runs, measures):
+    """All evaluations of one algorithm at one length -> steps [E]; IQM and interval of each measure [3, E]
 
     Of many evaluations, every second or third and so on, the last one included.
     """
     steps = np.sort(runs["global_step"].unique())[::-1]
     steps = steps[:: -(-len(steps) // CURVE_POINTS)][::-1]
     runs = runs[runs["global_step"].isin(steps)]
-    table = runs.pivot(index="seed", columns="global_step", values=["eval_return", "eval_success"])
+    table = runs.pivot(index="seed", columns="global_step", values=measures)
     if table.isna().any(axis=None):
         fail("runs of one algorithm and length were evaluated at different steps: plot them apart")
-    points = bootstrap(lambda x: iqm(x[:, 0]), table.to_numpy()[:, None])  # [3, 2 E]
-    return steps, *np.split(points, 2, axis=1)
+    points = bootstrap(lambda x: iqm(x[:, 0]), table.to_numpy()[:, None])  # [3, measures E]
+    return steps, *np.split(points, len(measures), axis=1)
 
 
 def steps_to_solve(runs):
@@ -324,6 +336,34 @@ def summarize(groups, learning, counts):
         }
         for name in runs.columns.intersection(["intrinsic_advantage_share", "intrinsic_attention_entropy"]):
             row[f"{name}_median"] = round(last[name].dropna().median(), 3)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def measure_returns(evaluations):
+    """Table with a row for each run of an environment without a known optimum"""
+    returns = evaluations[evaluations["global_step"] > 0].groupby(RUN)["eval_return"]
+    final = returns.apply(lambda x: x.tail(LAST).mean())
+    return pd.DataFrame(dict(zip(RETURNS, [final, returns.mean()], strict=True))).round(4).reset_index()
+
+
+def gap_closed(x, delayed, dense):
+    """scores [runs, 1, points] -> share of the gap between the IQMs of `delayed` and `dense` that x closes [points]"""
+    x, delayed, dense = (iqm(scores[:, 0]) for scores in (x, delayed, dense))
+    return (x - delayed) / np.where(dense == delayed, np.nan, dense - delayed)
+
+
+def summarize_returns(measured, algorithms, counts):
+    """Table of measure_returns, and run counts by (length, algorithm) -> table with a row for each algorithm"""
+    scores = {a: measured.loc[measured["algorithm"] == a, RETURNS].to_numpy()[:, None] for a in algorithms}
+    ends, rows = ["iqm", "low", "high", "share", "share_low", "share_high"], []
+    for algorithm, x in scores.items():
+        points, shares = bootstrap(lambda x: iqm(x[:, 0]), x), np.full((3, len(RETURNS)), np.nan)
+        if {"delayed", "dense"} <= scores.keys() - {algorithm}:
+            shares = bootstrap(gap_closed, x, scores["delayed"], scores["dense"])
+        row = {"algorithm": algorithm} | dict(zip(["runs", "runs_expected"], counts[0, algorithm], strict=True))
+        for name, values in zip(RETURNS, np.concatenate([points, shares]).T.round(3), strict=True):
+            row |= {f"{name}_{end}": value for end, value in zip(ends, values, strict=True)}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -404,9 +444,31 @@ def summary_markdown(summary, left_out, published):
             rows[-1].insert(5, dict(numbers).get(row.algorithm, ""))
     if published:
         header.insert(5, "published")
+    return markdown(header, rows) + left_out_text(left_out)
+
+
+def left_out_text(left_out):
     lost = left_out.groupby(["chain_length", "algorithm"]).size().items()
-    lost = "; ".join(f"{number} of `{algorithm}` at L = {length}" for (length, algorithm), number in lost)
-    return markdown(header, rows) + (f"\nRuns left out, for the reasons in `left_out.csv`: {lost}.\n" if lost else "")
+    lost = "; ".join(f"{number} of `{name}`" + f" at L = {length}" * (length > 0) for (length, name), number in lost)
+    return f"\nRuns left out, for the reasons in `left_out.csv`: {lost}.\n" if lost else ""
+
+
+def returns_markdown(summary, left_out):
+    table, text = summary.set_index("algorithm"), ""
+    columns = {"": [f"`{a}`" for a in table.index]}
+    columns["runs"] = [f"{n}/{expected}" for n, expected in table[["runs", "runs_expected"]].to_numpy()]
+    for name in RETURNS:
+        label, points = name.replace("_", " "), table.filter(regex=f"{name}_(iqm|low|high)")
+        columns[f"{label}, IQM [95 % CI]"] = [interval_text(*row) for row in points.to_numpy()]
+        if {"delayed", "dense"} <= set(table.index):
+            shares = table.filter(like=f"{name}_share").to_numpy()
+            resolved = points.loc["dense"].iloc[1] > points.loc["delayed"].iloc[2]
+            columns[f"gap closed, {label}"] = [
+                interval_text(*share) if resolved and np.isfinite(share[0]) else "" for share in shares
+            ]
+            if not resolved:
+                text += f"\nThe gap in the {label} is not resolved: `dense`'s interval is not above `delayed`'s.\n"
+    return markdown(list(columns), zip(*columns.values(), strict=True)) + text + left_out_text(left_out)
 
 
 def steps_markdown(runs, algorithms):
@@ -500,6 +562,19 @@ def plot_learning(learning, counts, styles, published):
     figure.supxlabel("environment steps [thousands; the scale is logarithmic above 1]", fontsize=10)
     legend = {label: line for axis in axes[0] for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     add_legend(figure, legend.values(), legend.keys(), 2 if len(styles) < 4 else max(3, len(lengths)))
+    return figure
+
+
+def plot_returns(learning, counts, styles, env_id):
+    figure, axis = plt.subplots(figsize=(6.5, 4))
+    for (length, algorithm), (steps, (estimate, low, high)) in learning.items():
+        color, line = styles[algorithm]["color"], styles[algorithm]["linestyle"]
+        label = "{} ({} of {} runs)".format(algorithm, *counts[length, algorithm])
+        axis.plot(steps / 1000, estimate, line, color=color, label=label)
+        axis.fill_between(steps / 1000, low, high, color=color, alpha=0.15, linewidth=0)
+    axis.set(title=env_id, xlabel="environment steps [thousands]", ylabel="evaluation return (IQM, 95 % CI)")
+    axis.grid(alpha=0.3)
+    add_legend(figure, *axis.get_legend_handles_labels(), 2)
     return figure
 
 
@@ -693,7 +768,8 @@ def plot_wall_clock(clock, styles, published):
             axis.plot(x, runs[column] / unit, markersize=4, alpha=0.5, **style | {"linestyle": ""})
             median = runs.groupby("chain_length")[column].median() / unit
             axis.plot(sorted(set(x)), median, label=f"{algorithm}, median of {len(runs)} runs", **style)
-        axis.set(xlabel="episode length L [steps]", xticks=range(len(lengths)), xticklabels=lengths)
+        axis.set(xlabel="episode length L [steps]" * any(lengths), xticks=range(len(lengths)))
+        axis.set_xticklabels([length or "" for length in lengths])
         axis.grid(alpha=0.3, axis="y")
     for i, name in enumerate(["PPO", "MetaIRN"] if published else []):
         label = f"published {name}, other hardware"
@@ -742,9 +818,6 @@ def main(args):
         fail("--credit-algorithm and --credit-map say what to collect: they need --runs RUNS_DIR")
     evaluations, credit, credit_map, clock, left_out, settings = load(out)
     env_id = next(iter(settings.values()))["env_id"]
-    if env_id not in OPTIMUM:
-        fail(f"these are runs of {env_id}; figures and scores exist for {' and '.join(OPTIMUM)}")
-    optimum = OPTIMUM[env_id]
     measured = (s.get(name, False) == value for s in settings.values() for name, value in PUBLISHED_SETTING.items())
     published = PUBLISHED if all(measured) else {}
     length = args.credit_length if args.credit_length is not None else credit["chain_length"].max()
@@ -758,18 +831,27 @@ def main(args):
     cells = itertools.product(sorted(evaluations["chain_length"].unique()), styles)
     groups = {cell: evaluations[(evaluations[["chain_length", "algorithm"]] == cell).all(axis=1)] for cell in cells}
     groups = {cell: runs for cell, runs in groups.items() if len(runs)}
-    learning = {cell: curves(runs) for cell, runs in groups.items()}
-    measured = measure_runs(groups)
+    learning = {cell: curves(runs, measured_by(env_id)) for cell, runs in groups.items()}
     lost = left_out.groupby(["chain_length", "algorithm"]).size()
     counts = {
         cell: (runs["seed"].nunique(), runs["seed"].nunique() + lost.get(cell, 0)) for cell, runs in groups.items()
     }
+    if env_id not in OPTIMUM:
+        measured = measure_returns(evaluations)
+        summary = summarize_returns(measured, styles, counts)
+        texts = {"summary.csv": summary.to_csv(index=False), "summary.md": returns_markdown(summary, left_out)}
+        draw = {
+            "learning": lambda: plot_returns(learning, counts, styles, env_id),
+            "wall_clock": lambda: plot_wall_clock(clock, styles, {}),
+        }
+        return write_outputs(out, args, measured, texts, draw)
+    optimum = OPTIMUM[env_id]
+    measured = measure_runs(groups)
     summary = summarize(groups, learning, counts)
     scores = score_matrices(evaluations, styles, optimum)
     overall = aggregate(scores)
 
     # Tables and figures
-    write_table(out / "runs.csv", measured)
     texts = {
         "summary.csv": summary.to_csv(index=False),
         "summary.md": summary_markdown(summary, left_out, published),
@@ -778,8 +860,6 @@ def main(args):
         "aggregate.md": aggregate_markdown(overall, scores, styles),
         "wall_clock.md": wall_clock_markdown(clock, styles),
     }
-    for name, text in texts.items():
-        write_atomically(out / name, lambda path, text=text: path.write_text(text))
     draw = {
         "learning": lambda: plot_learning(learning, counts, styles, published),
         "steps_to_95": lambda: plot_steps_to_95(measured, styles, evaluations["global_step"].max(), credit_map),
@@ -789,15 +869,24 @@ def main(args):
         "credit_attention": lambda: plot_credit_attention(credit, length, seed),
         "credit_reward": lambda: plot_credit_reward(credit, length, seed),
     }
+    if credit.empty:
+        del draw["credit_attention"], draw["credit_reward"]
+    return write_outputs(out, args, measured, texts, draw)
+
+
+def write_outputs(out, args, measured, texts, draw):
+    """Tables, and those figures of `draw` that args ask for"""
+    write_table(out / "runs.csv", measured)
+    for name, text in texts.items():
+        write_atomically(out / name, lambda path, text=text: path.write_text(text))
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(args.format)  # the same bytes each time
-    for name in args.figures:
-        if name.startswith("credit") and credit.empty:
-            continue
+    for name in [name for name in args.figures if name in draw]:
         figure = draw[name]()
         save = functools.partial(figure.savefig, format=args.format, dpi=150, metadata=metadata)
         write_atomically(out / f"{name}.{args.format}", save)
         plt.close(figure)
-    print(texts["summary.md"], texts["aggregate.md"], texts["wall_clock.md"], sep="\n", end="")
+    shown = [texts[name] for name in ("summary.md", "aggregate.md", "wall_clock.md") if name in texts]
+    print(*shown, sep="\n", end="")
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def benchmark(tmp_path):
         env = {
             name: value
             for name, value in os.environ.items()
-            if name not in {*small, "STUDY", "ALGOS", "EXTRA_ARGS", "LAUNCHER"}
+            if name not in {*small, "STUDY", "ALGOS", "ENV_IDS", "EXTRA_ARGS", "LAUNCHER"}
         }
         env |= {name: str(value) for name, value in (small | settings).items() if value is not None}
         if at_checkpoint is not None:
@@ -324,6 +324,55 @@ def test_a_study_continues_and_fails_as_others_do(benchmark, study):
         pd.read_csv(out / "results" / "evaluations.csv.gz") for out in (benchmark.out, benchmark.out.parent / "whole")
     ]
     pd.testing.assert_frame_equal(*tables)
+
+
+ENVS = """small ppo_vanilla 0 64 --num-envs 4 --num-steps 8 --num-minibatches 2 --eval-every 64 --eval-episodes 2
+held ppo_metairn 0 64 --num-envs 4 --num-steps 8 --num-minibatches 2 --eval-every 64 --eval-episodes 2 --held-steps 0
+"""
+
+
+def test_environments(benchmark, study):
+    """Each has a folder of its own; one that does not exist fails, and the others are run; again, nothing is."""
+    settings = {"text": ENVS, "ENV_IDS": "CartPole-v1 gymnasium.envs:Nothing-v0 Pendulum-v1", "EXTRA_ARGS": "--gamma 1"}
+    first = study(**settings)
+    assert first.returncode == 1
+    assert "not finished: small 0 1: error: --env-id gymnasium.envs:Nothing-v0" in first.stdout
+    assert {path.name for path in benchmark.out.iterdir()} == {"CartPole-v1", "Nothing-v0", "Pendulum-v1"}
+    assert finished(benchmark.out / "Nothing-v0") == []
+    settings["ENV_IDS"] = "CartPole-v1 Pendulum-v1"
+    for env_id in settings["ENV_IDS"].split():
+        out = benchmark.out / env_id
+        assert finished(out) == ["held__0__1", "small__0__1"]
+        assert pd.read_csv(out / "results" / "runs.csv")["algorithm"].tolist() == ["held", "small"]
+        assert {p.stem for p in (out / "results").glob("*.png")} == {"learning", "wall_clock"}
+        args = json.loads((out / f"{env_id}__small__0__1" / "args.json").read_text())
+        expected = {"env_id": env_id, "gamma": 1, "eval_every": 64, "eval_episodes": 2, "total_timesteps": 64}
+        assert args.items() >= expected.items()
+    before = {p: p.stat().st_mtime_ns for p in benchmark.out.rglob("*") if "results" not in p.parts and p.is_file()}
+    second = study(**settings)
+    assert (second.returncode, second.stderr) == (0, "")
+    assert second.stdout.count("2 runs, of which 2 are finished") == 2
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    (benchmark.out / "CartPole-v1" / "CartPole-v1__held__0__1" / "finished").unlink()
+    report = study("--report", **settings)
+    assert (report.returncode, report.stdout.count("figures and tables of what is finished")) == (1, 2)
+    assert not (benchmark.out / "CartPole-v1" / "CartPole-v1__held__0__1" / "finished").exists()
+    bad = study(**settings, ALGOS="nothing")  # is said once, not for each environment
+    assert (bad.returncode, bad.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize(("signal", "to"), [("SIGINT", "all"), ("SIGTERM", "benchmark")])
+def test_a_signal_ends_all_environments(benchmark, study, signal, to):
+    """Ctrl-C goes to all processes, kill to the one that was started alone; this run has both as ancestors."""
+    whom = "os.killpg(0, signal.SIGINT)" if to == "all" else "os.kill(os.getpgrp(), signal.SIGTERM)"
+    action = f"if count == 1:\n    {whom}\n    signal.sigtimedwait([signal.SIGTERM], 60)\n    os._exit(1)"
+    settings = {"text": ENVS, "ENV_IDS": "CartPole-v1 Pendulum-v1", "ALGOS": "small"}
+    stopped = study(at_checkpoint=action, WORKERS=1, **settings)
+    assert stopped.returncode == {"SIGINT": 130, "SIGTERM": 143}[signal]
+    assert stopped.stdout.count("stopped, nothing is lost") == 1
+    assert not (benchmark.out / "Pendulum-v1").exists()
+    assert study(**settings).returncode == 0
+    assert finished(benchmark.out / "CartPole-v1") == finished(benchmark.out / "Pendulum-v1") == ["small__0__1"]
 
 
 @pytest.mark.parametrize(
