@@ -757,3 +757,16 @@ def test_what_is_said_of_what_failed_in_one_run():
     cartpole = results("one_run", "cartpole.csv").groupby("arm")["final_return"].agg(list)
     assert said(f"returns of {', '.join(f'{x:.0f}' for x in cartpole['learned'])}, where")
     assert {x for arm in ("at once", "uniform", "ppo") for x in cartpole[arm]} == {500}
+
+
+def test_what_is_said_of_the_second_tuning():
+    steps = results("one_run", "ppo_tpe.csv")["steps_to_95"]
+    low, middle, high = np.percentile(steps, [25, 50, 75], method="inverted_cdf")
+    assert said(f"{middle:,.0f} [{low:,.0f}, {high:,.0f}] steps, {np.isfinite(steps).sum()}/{len(steps)}, on seeds 41")
+    trials = results("one_run", "hidden_50__ppo.csv")
+    assert said(f"{len(trials)} trials at L = 50, {trials['seconds'].sum() / 60:.0f} minutes")
+    assert not trials["failure"].notna().any()
+    best = trials.loc[trials["value_of_all_seeds"].idxmax()]
+    winner = json.loads((ROOT / "results" / "one_run" / "hidden_50__ppo.json").read_text())
+    assert (winner["gamma"], winner["gae_lambda"]) == (1, 1)
+    assert all(best[name] == value for name, value in winner.items())
