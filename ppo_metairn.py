@@ -478,11 +478,12 @@ def outer_loss(actor, theta, mb, args):
 
 
 # Of the held phase
-EPISODES = 40  # before anything is learned; of fewer, those that test might all be of one kind
+EPISODES = 40  # before anything is learned, from half as many environments: fewer that test might be of one kind
 META_STEPS = 40  # whenever a rollout comes in
 LOOK_AHEAD_STEPS, LOOK_AHEAD_LR = 8, 1e-2  # about as far as one of PPO's updates
 STRETCH = 5  # time steps that share a look-ahead, at most
 EVIDENCE = 8.0  # standard errors by which others must gain before the policy is let go
+MARGIN = 4.0  # times the untrained network's, for the learned one to be better
 
 
 def redistributed_advantages(irn, batch, args):
@@ -532,15 +533,20 @@ def learn_from_held(actor, theta, irn, eta, held, args):
 
     held: Batch [T, N, ...]. Three fifths of the environments are learned from; each meta step draws up to 20 of them
     for the inner episodes and as many for the outer ones. The others are the test: `evidence` is their mean gain over
-    its standard error.
+    its standard error, `untrained_evidence` the same of the network as it was at first.
     """
 
     def gains(*environments):  # inner and outer
         batches = [Batch(*(x[:, envs] for x in held)) for envs in environments]
         return look_ahead_gains(actor, theta, irn, *batches, args)
 
+    def test():
+        x = gains(learned[:20], tested).detach()  # [2 * N // 5]
+        return (x.mean() / (x.std() / len(x) ** 0.5 + 1e-8)).item()
+
     N = held.rewards.shape[1]
     learned, tested = torch.randperm(N).split([N - 2 * N // 5, 2 * N // 5])
+    untrained_evidence = test()
     adam, stats = new_adam(eta), []
     for _ in range(META_STEPS):
         meta_loss = -gains(*learned[torch.randperm(len(learned))[:40]].tensor_split(2)).mean()
@@ -548,10 +554,8 @@ def learn_from_held(actor, theta, irn, eta, held, args):
         stats.append(torch.stack([meta_loss.detach(), eta.grad.norm()]))
         # Meta-gradients pass through the policy's steps and are smaller than Adam's usual eps of 1e-5
         adam = descend(eta, adam, args.meta_learning_rate, args.max_grad_norm, eps=1e-10)
-    test = gains(learned[:20], tested).detach()  # [2 * N // 5]
-    meta_loss, meta_grad_norm = torch.stack(stats).mean(0).tolist()
-    evidence = (test.mean() / (test.std() / len(test) ** 0.5 + 1e-8)).item()
-    return {"meta_loss": meta_loss, "meta_grad_norm": meta_grad_norm, "evidence": evidence}
+    losses = dict(zip(["meta_loss", "meta_grad_norm"], torch.stack(stats).mean(0).tolist(), strict=True))
+    return losses | {"evidence": test(), "untrained_evidence": untrained_evidence}
 
 
 def main(args):
@@ -588,19 +592,18 @@ def main(args):
             run.state["held"].append(tuple(batch))
             held = Batch(*(torch.cat(x, dim=1) for x in zip(*run.state["held"], strict=True)))  # [T, all, ...]
             eta.data.copy_(initial_eta)
-            if held.dones.sum() >= EPISODES:
+            if min(held.dones.sum(), 2 * held.dones.shape[1]) >= EPISODES:
                 losses = learn_from_held(actor, theta, irn, eta, held, args)
-            evident = losses.get("evidence", -math.inf) > EVIDENCE
+            learned, untrained = [losses.get(x, -math.inf) for x in ("evidence", "untrained_evidence")]
+            helps = learned > max(EVIDENCE, MARGIN * untrained)
+            # Others gain by what PPO learns from the untrained network: it is not credit that is missing
+            needless = not helps and untrained > EVIDENCE
             ends = run.global_step + run.batch_size >= args.held_steps
-            if ends and not evident:
+            if not helps:
                 eta.data.copy_(initial_eta)
-            if ends or evident:  # from here on the policy moves and the reward stays
+            if ends or helps or needless:  # from here on the policy moves and the reward stays
                 run.state["held"], run.state["first_update"] = None, run.state["iteration"]
-                why = (
-                    f"evidence {losses['evidence']:.1f}"
-                    if evident
-                    else "no evidence, the reward network stays untrained"
-                )
+                why = f"evidence {learned:.1f}, untrained {untrained:.1f}: the reward {'' if helps else 'un'}trained"
                 run.bar.write(f"policy let go      at step {run.global_step + run.batch_size}: {why}")
         with torch.no_grad():
             logprobs, _ = actor(batch.obs, batch.actions)  # [T, N]
