@@ -15,7 +15,7 @@ are shown to gain. `diff ppo_vanilla.py ppo_metairn.py` shows the method and not
 
 Credit that carries over: a teacher on short episodes, then a student on long ones, where the opposite action is right
 
-    python ppo_metairn.py --hide-umbrella --chain-length 10 --total-timesteps 2000 --seed 3
+    python ppo_metairn.py --hide-umbrella --chain-length 10 --total-timesteps 3000 --held-steps 2000 --seed 3
     python ppo_metairn.py --hide-umbrella --invert-umbrella --chain-length 200 --meta-learning-rate 0 --seed 3
         --irn-from runs/UmbrellaLength-v0__ppo_metairn__10__3
 

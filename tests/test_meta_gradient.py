@@ -254,17 +254,25 @@ def test_the_credit_that_is_right_gains_and_no_other_does():
 def test_evidence_is_of_environments_that_nothing_has_learned_from(monkeypatch):
     args, actor, theta, irn, batch = held_problem(2, 10)
     batch.obs[:] = torch.arange(10.0).unsqueeze(-1)  # so that an environment tells its number
-    calls, gains = [], m.look_ahead_gains
+    calls, results, networks, gains, eta = [], [], [], m.look_ahead_gains, m.flat_parameters(irn)
 
     def recorded_gains(actor, theta, irn, inner, outer, args):
         calls.append([x.obs[0, :, 0].tolist() for x in (inner, outer)])
-        return gains(actor, theta, irn, inner, outer, args)
+        results.append(gains(actor, theta, irn, inner, outer, args))
+        networks.append(eta.detach().clone())
+        return results[-1]
 
     monkeypatch.setattr(m, "look_ahead_gains", recorded_gains)
-    m.learn_from_held(actor, theta, irn, m.flat_parameters(irn), batch, args)
-    *learning, (_, tested) = calls
+    start = eta.detach().clone()
+    losses = m.learn_from_held(actor, theta, irn, eta, batch, args)
+    (_, tested_untrained), *learning, (_, tested) = calls
     assert len(learning) == m.META_STEPS
     assert len(tested) == 4
+    assert tested == tested_untrained
+    assert torch.equal(networks[0], start)
+    assert torch.equal(networks[-1], eta)
+    for name, x in (("untrained_evidence", results[0]), ("evidence", results[-1])):
+        assert losses[name] == pytest.approx((x.mean() / (x.std() / 2)).item(), rel=1e-5)  # standard error of 4
     for inner, outer in learning:
         assert len(inner) == len(outer) == 3
         assert sorted(inner + outer + tested) == list(range(10))

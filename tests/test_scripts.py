@@ -270,9 +270,22 @@ def test_learns_with_the_umbrella_hidden(cli, tmp_path, seed):
 HELD = ["--chain-length", 2, "--num-steps", 4, "--num-envs", 8, "--eval-every", 32, "--eval-episodes", 2]  # 16 episodes
 
 
-def test_the_policy_is_held_until_there_is_evidence(cli, tmp_path, monkeypatch, capsys):
-    """A rollout is 32 steps. With no evidence the policy moves in the fourth, which ends the 128 held steps; with any,
-    in the second, by which there are as many episodes as a test needs."""
+@pytest.mark.parametrize(
+    ("evidence", "untrained", "moves", "trained"),
+    [
+        (7.9, 0.0, 4, False),  # none: held to the end
+        (8.1, 2.0, 2, True),
+        (8.1, 2.1, 4, False),  # less than four times what the untrained network has
+        (31.0, 7.9, 4, False),
+        (31.0, 8.1, 2, False),  # others gain by PPO as it is: nothing to wait for
+        (33.0, 8.1, 2, True),
+    ],
+)
+def test_the_policy_is_held_until_there_is_evidence(
+    cli, tmp_path, monkeypatch, capsys, evidence, untrained, moves, trained
+):
+    """A rollout is 32 steps. The fourth ends the 128 held steps; by the second there are as many episodes as a test
+    needs."""
     monkeypatch.setattr(ppo_metairn, "META_STEPS", 2)
     monkeypatch.setattr(ppo_metairn, "EPISODES", 32)
     policies, rates, rollout = [], [], ppo_metairn.rollout
@@ -285,27 +298,27 @@ def test_the_policy_is_held_until_there_is_evidence(cli, tmp_path, monkeypatch, 
         rates.append(lr)
         return log(self, losses, episodes, lr)
 
-    log = ppo_metairn.Run.log
+    def told(*args):
+        return learn(*args) | {"evidence": evidence, "untrained_evidence": untrained}
+
+    log, learn = ppo_metairn.Run.log, ppo_metairn.learn_from_held
     monkeypatch.setattr(ppo_metairn, "rollout", recorded_rollout)
     monkeypatch.setattr(ppo_metairn.Run, "log", recorded_log)
-    for evidence, moves in ((math.inf, 4), (-1e9, 2)):
-        monkeypatch.setattr(ppo_metairn, "EVIDENCE", evidence)
-        cli(ppo_metairn, *HELD, "--total-timesteps", 256, "--held-steps", 128, "--learning-rate", 0.01)
-        why = "no evidence" if evidence == math.inf else "evidence"
-        assert f"policy let go      at step {32 * moves}: {why}" in capsys.readouterr().out
-        held = [torch.equal(x, policies[0]) for x in policies]
-        assert held == [True] * moves + [False] * (8 - moves)
-        updates = 9 - moves  # annealed from the first of them
-        expected = [0.0] * (moves - 1) + [0.01 * (1 - i / updates) for i in range(updates)]
-        assert rates == pytest.approx(expected)
-        irn = torch.load(only_run(tmp_path) / "irn.pt", weights_only=True)["parameters"]
-        as_it_began = not irn["query.bias"].any()
-        assert as_it_began == (evidence == math.inf)
-        events = EventAccumulator(str(only_run(tmp_path))).Reload().Scalars("losses/evidence")
+    monkeypatch.setattr(ppo_metairn, "learn_from_held", told)
+    cli(ppo_metairn, *HELD, "--total-timesteps", 256, "--held-steps", 128, "--learning-rate", 0.01)
+    why = f"evidence {evidence}, untrained {untrained}: the reward {'trained' if trained else 'untrained'}"
+    assert f"policy let go      at step {32 * moves}: {why}\n" in capsys.readouterr().out
+    held = [torch.equal(x, policies[0]) for x in policies]
+    assert held == [True] * moves + [False] * (8 - moves)
+    updates = 9 - moves  # annealed from the first of them
+    expected = [0.0] * (moves - 1) + [0.01 * (1 - i / updates) for i in range(updates)]
+    assert rates == pytest.approx(expected)
+    irn = torch.load(only_run(tmp_path) / "irn.pt", weights_only=True)["parameters"]
+    assert irn["query.bias"].any() == trained
+    for name, value in (("evidence", evidence), ("untrained_evidence", untrained)):
+        events = EventAccumulator(str(only_run(tmp_path))).Reload().Scalars(f"losses/{name}")
         assert [event.step for event in events] == [32 * i for i in range(2, moves + 1)]
-        shutil.rmtree(only_run(tmp_path))
-        policies.clear()
-        rates.clear()
+        assert [event.value for event in events] == pytest.approx([value] * (moves - 1))
 
 
 def test_held_phase_stops_and_resumes(cli, tmp_path, monkeypatch):
@@ -370,7 +383,7 @@ def test_credit_is_carried_over_to_longer_episodes_of_the_inverted_task(cli, tmp
     Of PPO's evaluations none was above 0.6 by step 8,000 on 6 seeds (2001 to 2006).
     """
     task = ["--hide-umbrella", "--eval-every", 1_000, "--eval-episodes", 100, "--seed", 1000]
-    teach = [*task, "--chain-length", 10, "--total-timesteps", 2_000]
+    teach = [*task, "--chain-length", 10, "--total-timesteps", 3_000, "--held-steps", 2_000]
     cli(ppo_metairn, *teach, "--exp-name", "teacher")
     teacher = only_run(tmp_path)
     student = [*task, "--invert-umbrella", "--chain-length", 50, "--total-timesteps", 10_000, "--no-anneal-lr"]
@@ -613,7 +626,7 @@ def test_from_the_shell_with_every_documented_file_and_tag(script, tmp_path):
     metrics = readme[readme.index("## Explanation of the logged metrics") : readme.index("## Implementation details")]
     documented = set(re.findall(r"`((?:charts|losses|eval|intrinsic)/\w+)`", metrics))
     of_metairn = set(re.findall(r"`((?:charts|losses|eval|intrinsic)/\w+)`", metrics[metrics.index("MetaIRN only") :]))
-    documented -= {"losses/evidence"}  # of a held policy, below
+    documented -= {"losses/evidence", "losses/untrained_evidence"}  # of a held policy, above
     assert found == (documented if script is ppo_metairn else documented - of_metairn)
     columns = set(re.findall(r"`(\w+)`", metrics[metrics.index("progress.csv") :]))
     assert set(read_rows(folder)[0]) <= columns
