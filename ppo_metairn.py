@@ -483,7 +483,7 @@ META_STEPS = 40  # whenever a rollout comes in
 LOOK_AHEAD_STEPS, LOOK_AHEAD_LR = 8, 1e-2  # about as far as one of PPO's updates
 STRETCH = 5  # time steps that share a look-ahead, at most
 EVIDENCE = 8.0  # standard errors by which others must gain before the policy is let go
-MARGIN = 4.0  # times the untrained network's, for the learned one to be better
+MARGIN = 4.0  # times the untrained network's, which is itself known to one standard error
 
 
 def redistributed_advantages(irn, batch, args):
@@ -595,7 +595,7 @@ def main(args):
             if min(held.dones.sum(), 2 * held.dones.shape[1]) >= EPISODES:
                 losses = learn_from_held(actor, theta, irn, eta, held, args)
             learned, untrained = [losses.get(x, -math.inf) for x in ("evidence", "untrained_evidence")]
-            helps = learned > max(EVIDENCE, MARGIN * untrained)
+            helps = learned > max(EVIDENCE, MARGIN * (untrained + 1))
             # Others gain by what PPO learns from the untrained network: it is not credit that is missing
             needless = not helps and untrained > EVIDENCE
             ends = run.global_step + run.batch_size >= args.held_steps
