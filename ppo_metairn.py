@@ -483,13 +483,17 @@ META_STEPS = 40  # whenever a rollout comes in
 LOOK_AHEAD_STEPS, LOOK_AHEAD_LR = 8, 1e-2  # about as far as one of PPO's updates
 STRETCH = 5  # time steps that share a look-ahead, at most
 EVIDENCE = 8.0  # standard errors by which others must gain before the policy is let go
-MARGIN = 4.0  # times the untrained network's, which is itself known to one standard error
+MARGIN = 4.0  # times that of PPO alone, which is itself known to one standard error
 
 
 def redistributed_advantages(irn, batch, args):
-    """PPO's advantages [T, n] of the reward that the IRN gives to a Batch [T, n, ...]; there is no critic yet."""
-    r_in, _ = irn(batch.obs, batch.actions, batch.rewards, batch.dones)
-    mixed_rewards, zeros = args.extrinsic_coef * batch.rewards + args.intrinsic_coef * r_in, torch.zeros_like(r_in)
+    """PPO's advantages [T, n] of the reward that the IRN gives to a Batch [T, n, ...]; there is no critic yet.
+
+    irn None: of the extrinsic reward alone, as it comes.
+    """
+    zeros = torch.zeros_like(batch.rewards)
+    r_in = irn(batch.obs, batch.actions, batch.rewards, batch.dones)[0] if irn else zeros
+    mixed_rewards = args.extrinsic_coef * batch.rewards + args.intrinsic_coef * r_in
     return compute_gae(mixed_rewards, zeros, zeros, batch.terminations, batch.dones, args.gamma, args.gae_lambda)
 
 
@@ -533,29 +537,28 @@ def learn_from_held(actor, theta, irn, eta, held, args):
 
     held: Batch [T, N, ...]. Three fifths of the environments are learned from; each meta step draws up to 20 of them
     for the inner episodes and as many for the outer ones. The others are the test: `evidence` is their mean gain over
-    its standard error, `untrained_evidence` the same of the network as it was at first.
+    its standard error, `ppo_evidence` the same where PPO learns from the extrinsic reward alone.
     """
 
-    def gains(*environments):  # inner and outer
+    def gains(irn, *environments):  # inner and outer
         batches = [Batch(*(x[:, envs] for x in held)) for envs in environments]
         return look_ahead_gains(actor, theta, irn, *batches, args)
 
-    def test():
-        x = gains(learned[:20], tested).detach()  # [2 * N // 5]
+    def test(irn):
+        x = gains(irn, learned[:20], tested).detach()  # [2 * N // 5]
         return (x.mean() / (x.std() / len(x) ** 0.5 + 1e-8)).item()
 
     N = held.rewards.shape[1]
     learned, tested = torch.randperm(N).split([N - 2 * N // 5, 2 * N // 5])
-    untrained_evidence = test()
     adam, stats = new_adam(eta), []
     for _ in range(META_STEPS):
-        meta_loss = -gains(*learned[torch.randperm(len(learned))[:40]].tensor_split(2)).mean()
+        meta_loss = -gains(irn, *learned[torch.randperm(len(learned))[:40]].tensor_split(2)).mean()
         meta_loss.backward(inputs=list(irn.parameters()))
         stats.append(torch.stack([meta_loss.detach(), eta.grad.norm()]))
         # Meta-gradients pass through the policy's steps and are smaller than Adam's usual eps of 1e-5
         adam = descend(eta, adam, args.meta_learning_rate, args.max_grad_norm, eps=1e-10)
     losses = dict(zip(["meta_loss", "meta_grad_norm"], torch.stack(stats).mean(0).tolist(), strict=True))
-    return losses | {"evidence": test(), "untrained_evidence": untrained_evidence}
+    return losses | {"evidence": test(irn), "ppo_evidence": test(None)}
 
 
 def main(args):
@@ -581,6 +584,7 @@ def main(args):
     adam = run.state["adam"]  # with --resume that of the checkpoint
     run.state.setdefault("held", [] if args.held_steps else None)  # rollouts of the untouched policy; None: it moves
     run.state.setdefault("first_update", 0)  # the iteration from which on it moves
+    run.state.setdefault("redistributes", True)  # False: without evidence, it is PPO alone
     data, losses = None, {}  # of the iteration before
     while run.goes_on(partial(log_irn, run, irn, data, losses)):
         # Rollout
@@ -594,20 +598,21 @@ def main(args):
             eta.data.copy_(initial_eta)
             if min(held.dones.sum(), 2 * held.dones.shape[1]) >= EPISODES:
                 losses = learn_from_held(actor, theta, irn, eta, held, args)
-            learned, untrained = [losses.get(x, -math.inf) for x in ("evidence", "untrained_evidence")]
-            helps = learned > max(EVIDENCE, MARGIN * (untrained + 1))
-            # Others gain by what PPO learns from the untrained network: it is not credit that is missing
-            needless = not helps and untrained > EVIDENCE
+            learned, alone = [losses.get(name, -math.inf) for name in ("evidence", "ppo_evidence")]
+            helps = learned > max(EVIDENCE, MARGIN * (alone + 1))
+            needless = alone > EVIDENCE  # others gain by what PPO alone learns: it is not credit that is missing
             ends = run.global_step + run.batch_size >= args.held_steps
             if not helps:
                 eta.data.copy_(initial_eta)
-            if ends or helps or needless:  # from here on the policy moves and the reward stays
-                run.state["held"], run.state["first_update"] = None, run.state["iteration"]
-                why = f"evidence {learned:.1f}, untrained {untrained:.1f}: the reward {'' if helps else 'un'}trained"
-                run.bar.write(f"policy let go      at step {run.global_step + run.batch_size}: {why}")
+            if ends or helps or needless:  # from here on the policy moves and the reward stays, if it helps
+                run.state |= {"held": None, "first_update": run.state["iteration"], "redistributes": helps}
+                what = "learns from the redistributed reward" if helps else "learns alone"
+                why = f"(evidence {learned:.1f}, PPO alone {alone:.1f})"
+                run.bar.write(f"policy let go      at step {run.global_step + run.batch_size}, {what} {why}")
         with torch.no_grad():
             logprobs, _ = actor(batch.obs, batch.actions)  # [T, N]
             r_in, _ = irn(batch.obs, batch.actions, batch.rewards, batch.dones)  # [T, N]
+            r_in = r_in * run.state["redistributes"]
             values, next_values = critic(batch.obs), critic(batch.next_obs)  # [T, N]
             ext_values, ext_next_values = ext_critic(batch.obs), ext_critic(batch.next_obs)  # [T, N]
             outer_horizon = args.outer_gamma, args.outer_gae_lambda

@@ -251,6 +251,15 @@ def test_the_credit_that_is_right_gains_and_no_other_does():
     assert abs(evidence()) < 4
 
 
+def test_ppo_alone_learns_from_the_rewards_as_they_come():
+    """Without an IRN; an IRN that pays nothing is the same."""
+    args, actor, theta, irn, batch = held_problem()
+    halves = [m.Batch(*(x[:, envs] for x in batch)) for envs in (slice(0, 6), slice(6, 12))]
+    alone = m.look_ahead_gains(actor, theta, None, *halves, args)
+    torch.testing.assert_close(alone, m.look_ahead_gains(actor, theta, lambda *x: (0 * x[2], None), *halves, args))
+    assert not torch.allclose(alone, m.look_ahead_gains(actor, theta, irn, *halves, args))
+
+
 def test_evidence_is_of_environments_that_nothing_has_learned_from(monkeypatch):
     args, actor, theta, irn, batch = held_problem(2, 10)
     batch.obs[:] = torch.arange(10.0).unsqueeze(-1)  # so that an environment tells its number
@@ -259,19 +268,17 @@ def test_evidence_is_of_environments_that_nothing_has_learned_from(monkeypatch):
     def recorded_gains(actor, theta, irn, inner, outer, args):
         calls.append([x.obs[0, :, 0].tolist() for x in (inner, outer)])
         results.append(gains(actor, theta, irn, inner, outer, args))
-        networks.append(eta.detach().clone())
+        networks.append(irn)
         return results[-1]
 
     monkeypatch.setattr(m, "look_ahead_gains", recorded_gains)
-    start = eta.detach().clone()
     losses = m.learn_from_held(actor, theta, irn, eta, batch, args)
-    (_, tested_untrained), *learning, (_, tested) = calls
+    *learning, (_, tested), (_, tested_alone) = calls
     assert len(learning) == m.META_STEPS
     assert len(tested) == 4
-    assert tested == tested_untrained
-    assert torch.equal(networks[0], start)
-    assert torch.equal(networks[-1], eta)
-    for name, x in (("untrained_evidence", results[0]), ("evidence", results[-1])):
+    assert tested == tested_alone
+    assert networks[-2:] == [irn, None]
+    for name, x in (("evidence", results[-2]), ("ppo_evidence", results[-1])):
         assert losses[name] == pytest.approx((x.mean() / (x.std() / 2)).item(), rel=1e-5)  # standard error of 4
     for inner, outer in learning:
         assert len(inner) == len(outer) == 3

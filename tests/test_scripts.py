@@ -271,21 +271,19 @@ HELD = ["--chain-length", 2, "--num-steps", 4, "--num-envs", 8, "--eval-every", 
 
 
 @pytest.mark.parametrize(
-    ("evidence", "untrained", "moves", "trained"),
+    ("evidence", "alone", "moves", "helps"),
     [
         (7.9, 0.0, 4, False),  # none: held to the end
         (8.1, 1.0, 2, True),
-        (8.1, 1.1, 4, False),  # less than four times what the untrained network may have, 1.1 + 1
+        (8.1, 1.1, 4, False),  # less than four times what PPO alone may have, 1.1 + 1
         (35.0, 7.9, 4, False),
         (35.0, 8.1, 2, False),  # others gain by PPO as it is: nothing to wait for
         (37.0, 8.1, 2, True),
     ],
 )
-def test_the_policy_is_held_until_there_is_evidence(
-    cli, tmp_path, monkeypatch, capsys, evidence, untrained, moves, trained
-):
+def test_the_policy_is_held_until_there_is_evidence(cli, tmp_path, monkeypatch, capsys, evidence, alone, moves, helps):
     """A rollout is 32 steps. The fourth ends the 128 held steps; by the second there are as many episodes as a test
-    needs."""
+    needs. Without evidence it is PPO alone from then on."""
     monkeypatch.setattr(ppo_metairn, "META_STEPS", 2)
     monkeypatch.setattr(ppo_metairn, "EPISODES", 32)
     policies, rates, rollout = [], [], ppo_metairn.rollout
@@ -299,26 +297,47 @@ def test_the_policy_is_held_until_there_is_evidence(
         return log(self, losses, episodes, lr)
 
     def told(*args):
-        return learn(*args) | {"evidence": evidence, "untrained_evidence": untrained}
+        return learn(*args) | {"evidence": evidence, "ppo_evidence": alone}
 
     log, learn = ppo_metairn.Run.log, ppo_metairn.learn_from_held
     monkeypatch.setattr(ppo_metairn, "rollout", recorded_rollout)
     monkeypatch.setattr(ppo_metairn.Run, "log", recorded_log)
     monkeypatch.setattr(ppo_metairn, "learn_from_held", told)
     cli(ppo_metairn, *HELD, "--total-timesteps", 256, "--held-steps", 128, "--learning-rate", 0.01)
-    why = f"evidence {evidence}, untrained {untrained}: the reward {'trained' if trained else 'untrained'}"
-    assert f"policy let go      at step {32 * moves}: {why}\n" in capsys.readouterr().out
+    why = f"learns {'from the redistributed reward' if helps else 'alone'} (evidence {evidence}, PPO alone {alone})"
+    assert f"policy let go      at step {32 * moves}, {why}\n" in capsys.readouterr().out
     held = [torch.equal(x, policies[0]) for x in policies]
     assert held == [True] * moves + [False] * (8 - moves)
     updates = 9 - moves  # annealed from the first of them
     expected = [0.0] * (moves - 1) + [0.01 * (1 - i / updates) for i in range(updates)]
     assert rates == pytest.approx(expected)
     irn = torch.load(only_run(tmp_path) / "irn.pt", weights_only=True)["parameters"]
-    assert irn["query.bias"].any() == trained
-    for name, value in (("evidence", evidence), ("untrained_evidence", untrained)):
+    assert irn["query.bias"].any() == helps
+    state = torch.load(only_run(tmp_path) / "checkpoint.pt", weights_only=False)["state"]
+    assert state["redistributes"] == helps
+    for name, value in (("evidence", evidence), ("ppo_evidence", alone)):
         events = EventAccumulator(str(only_run(tmp_path))).Reload().Scalars(f"losses/{name}")
         assert [event.step for event in events] == [32 * i for i in range(2, moves + 1)]
         assert [event.value for event in events] == pytest.approx([value] * (moves - 1))
+
+
+def test_without_evidence_the_rest_is_ppos(cli, tmp_path, monkeypatch):
+    """The critic of PPO alone is fitted to the extrinsic return: the one of --intrinsic-coef 0, which has the same seed."""
+    monkeypatch.setattr(ppo_metairn, "META_STEPS", 2)
+    monkeypatch.setattr(ppo_metairn, "EPISODES", 32)
+    monkeypatch.setattr(ppo_metairn, "EVIDENCE", math.inf)
+    flags = [*HELD, "--total-timesteps", 256, "--held-steps", 128]
+    cli(ppo_metairn, *flags, "--exp-name", "no-evidence")
+    cli(ppo_metairn, *flags, "--exp-name", "extrinsic", "--intrinsic-coef", 0)
+    monkeypatch.setattr(ppo_metairn, "EVIDENCE", -math.inf)
+    monkeypatch.setattr(ppo_metairn, "MARGIN", -math.inf)
+    cli(ppo_metairn, *flags, "--exp-name", "evidence")
+    first, second, third = [
+        torch.load(next(tmp_path.glob(f"*__{name}__*/checkpoint.pt")), weights_only=False)["learners"]["critic"]
+        for name in ("no-evidence", "extrinsic", "evidence")
+    ]
+    assert_same(dict(first), dict(second))
+    assert any(not torch.equal(first[name], third[name]) for name in first)
 
 
 def test_held_phase_stops_and_resumes(cli, tmp_path, monkeypatch):
@@ -626,7 +645,7 @@ def test_from_the_shell_with_every_documented_file_and_tag(script, tmp_path):
     metrics = readme[readme.index("## Explanation of the logged metrics") : readme.index("## Implementation details")]
     documented = set(re.findall(r"`((?:charts|losses|eval|intrinsic)/\w+)`", metrics))
     of_metairn = set(re.findall(r"`((?:charts|losses|eval|intrinsic)/\w+)`", metrics[metrics.index("MetaIRN only") :]))
-    documented -= {"losses/evidence", "losses/untrained_evidence"}  # of a held policy, above
+    documented -= {"losses/evidence", "losses/ppo_evidence"}  # of a held policy, above
     assert found == (documented if script is ppo_metairn else documented - of_metairn)
     columns = set(re.findall(r"`(\w+)`", metrics[metrics.index("progress.csv") :]))
     assert set(read_rows(folder)[0]) <= columns
