@@ -3,7 +3,7 @@
 An intrinsic reward network (IRN) reads whole episodes with self-attention and gives every step an intrinsic reward. PPO
 learns from extrinsic + intrinsic reward. The IRN learns from the gradient of the *extrinsic* objective after PPO's
 steps, taken through those steps: while the policy is held, by look-aheads, until episodes that nothing has learned from
-are shown to gain. `diff ppo_vanilla.py ppo_metairn.py` shows the method and nothing else.
+are shown to gain; if none is, it is PPO alone. `diff ppo_vanilla.py ppo_metairn.py` shows the method and nothing else.
 
     python ppo_metairn.py --seed 3                    # Umbrella Length 50, 100k steps: solved, in about 10 seconds
     python ppo_metairn.py --hide-umbrella --chain-length 200 --total-timesteps 200000          # credit alone is missing

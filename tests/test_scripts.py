@@ -322,7 +322,7 @@ def test_the_policy_is_held_until_there_is_evidence(cli, tmp_path, monkeypatch, 
 
 
 def test_without_evidence_the_rest_is_ppos(cli, tmp_path, monkeypatch):
-    """The critic of PPO alone is fitted to the extrinsic return: the one of --intrinsic-coef 0, which has the same seed."""
+    """The critic is then fitted to the extrinsic return alone, as that of --intrinsic-coef 0 with the same seed."""
     monkeypatch.setattr(ppo_metairn, "META_STEPS", 2)
     monkeypatch.setattr(ppo_metairn, "EPISODES", 32)
     monkeypatch.setattr(ppo_metairn, "EVIDENCE", math.inf)
