@@ -58,7 +58,7 @@ class Args:
     cuda: bool = False  # run the networks on the GPU; off: they are so small that one CPU thread is faster
     track: bool = False  # mirror the run to Weights & Biases (needs `pip install wandb`)
     runs_dir: str = "runs"  # where run folders are made: RUNS_DIR/{env}__{exp_name}__{chain_length}__{seed}
-    resume: str | None = None  # continue the run in this folder, with the arguments stored there
+    resume: str | None = None  # continue the run in this folder, with its arguments (MuJoCo: new episodes begin)
     evaluate: str | None = None  # train nothing: evaluate the agent in this run folder for --eval-episodes episodes
     eval_every: int = 5_000  # environment steps between evaluations (and checkpoints)
     eval_episodes: int = 20  # episodes of one evaluation; actions are sampled, as in training
