@@ -776,6 +776,11 @@ def test_what_is_said_of_what_failed_in_one_run():
         assert said(text.format(sum(x > 480 for x in returns[arm]), len(returns[arm])))
     uniform = returns["uniform, 32000 steps"]
     assert said(f"below 480 on {sum(x < 480 for x in uniform)} of {len(uniform)}")
+    keys, held, released = ["chain_length", "seed"], results("one_run", "held.csv"), results("one_run", "release.csv")
+    held = held[held["chain_length"] <= 100]
+    pd.testing.assert_series_equal(*(x.set_index(keys)["episodes"].sort_index() for x in (held, released)))
+    least = np.maximum(ppo_metairn.EVIDENCE, ppo_metairn.MARGIN * (released["ppo_evidence"] + 1))
+    assert (released["evidence"] > least).all()
     learned = cartpole[cartpole["arm"] == "learned"]
     assert (learned["evidence"] < ppo_metairn.MARGIN * (learned["other_evidence"] + 1)).all()
 
