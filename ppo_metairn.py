@@ -1015,7 +1015,7 @@ def load_irn(path, irn, device):
 
 
 @torch.no_grad()
-def diagnose(irn, data, args):
+def diagnose(irn, data, args, redistributes=True):
     """What the intrinsic reward does on one rollout, all of whose environments `data` holds: scalars and arrays.
 
     Scalars (INTRINSIC_SCALARS): mean and standard deviation of r_in; its correlation with the extrinsic reward; the
@@ -1025,6 +1025,7 @@ def diagnose(irn, data, args):
     first episode, of L steps (row: the step that is paid).
     """
     r_in, attention = irn(data.obs, data.actions, data.rewards, data.dones)  # [T, N], [N, 1, T, T]
+    r_in = r_in * redistributes  # False: PPO learns alone
     attention = attention.squeeze(1)  # [N, T, T]
     episode, time = (x.T for x in episodes_and_times(data.dones))  # [N, T]
     zeros = torch.zeros_like(r_in)
@@ -1053,7 +1054,7 @@ def log_irn(run, irn, data, losses):
     """
     scalars = dict.fromkeys(INTRINSIC_SCALARS, math.nan)
     if data is not None:
-        scalars, arrays = diagnose(irn, data, run.args)
+        scalars, arrays = diagnose(irn, data, run.args, run.state["redistributes"])
         for name, value in scalars.items():
             run.writer.add_scalar(f"intrinsic/{name}", value, run.global_step)
         credit = run.state.setdefault("credit", {"global_step": [], "r_in_mean": [], "first_step_attention": []})

@@ -315,6 +315,7 @@ def test_the_policy_is_held_until_there_is_evidence(cli, tmp_path, monkeypatch, 
     assert irn["query.bias"].any() == helps
     state = torch.load(only_run(tmp_path) / "checkpoint.pt", weights_only=False)["state"]
     assert state["redistributes"] == helps
+    assert (float(read_rows(only_run(tmp_path))[-1]["intrinsic_std"]) > 0) == helps
     for name, value in (("evidence", evidence), ("ppo_evidence", alone)):
         events = EventAccumulator(str(only_run(tmp_path))).Reload().Scalars(f"losses/{name}")
         assert [event.step for event in events] == [32 * i for i in range(2, moves + 1)]
