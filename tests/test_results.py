@@ -798,3 +798,20 @@ def test_what_is_said_of_the_second_tuning():
     winner = json.loads((ROOT / "results" / "one_run" / "hidden_50__ppo.json").read_text())
     assert (winner["gamma"], winner["gae_lambda"]) == (1, 1)
     assert all(best[name] == pytest.approx(value) for name, value in winner.items())
+
+
+def test_what_is_said_of_continuous_control():
+    for env_id in ("Hopper-v4", "Walker2d-v4", "HalfCheetah-v4"):
+        first, second = results("delayed", f"{env_id}/runs.csv")["final_return"]
+        assert said(f"| {env_id} | {first:,.0f} | {second:,.0f} | {(first + second) / 2:,.0f} |")
+    runs = results("delayed", "Hopper-v5/runs.csv").set_index(["algorithm", "seed"])
+    above = (runs.loc["uniform"] > runs.loc["delayed"]).sum()
+    assert said(f"on {above['final_return']} of 3 at the end, on {above['mean_return']} of 3 in the mean over training")
+    assert (runs.loc["learned"]["final_return"] < runs.loc["delayed"]["final_return"].median()).all()
+    shares = results("delayed", "Hopper-v5/summary.csv").set_index("algorithm").loc["uniform"]
+    assert shares["final_return_share_low"] < 0 < shares["final_return_share_high"]
+    peer, _, ppo, frozen, mlp = results("delayed", "speed.csv")["steps_per_second"]
+    assert said(f"{ppo:,.0f} steps/s here, CleanRL's file, run beside it, {peer:,.0f}")
+    assert said(f"MetaIRN frozen {frozen:,.0f}, with `mlp`, which learns at every minibatch, {mlp}")
+    assert ppo > 1.5 * peer
+    assert min(frozen, mlp) > ppo / 4
