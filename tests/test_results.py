@@ -459,6 +459,8 @@ def test_the_studies_arms_are_those_of_the_settings(path):
         options = " ".join(options).replace("{out}", f"runs/{path.parent.name}")
         said = dict(re.findall(r"--(\S+)(?: (?!--)(\S+))?", options)) | {"total-timesteps": steps}
         for option, value in said.items():
+            if option.replace("-", "_") in plot_results.DIFFER:  # not in settings
+                continue
             had = settings[name].get(option.replace("-", "_"))
             if had is None and option == "held-steps":  # of a time when no policy was held
                 had = 0
