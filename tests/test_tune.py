@@ -10,6 +10,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -516,7 +517,8 @@ intrinsic_coef = [0.5]
                 assert [curve[-1][0] for curve in whole] == [6000, 6000]
                 assert float(row["value"]) == pytest.approx(fmean(tune.area(curve, 6000) for curve in whole))
             log = (tmp_path / "out" / "logs" / f"tiny__{arm}" / f"trial{int(row['number']):04}__1.log").read_text()
-            assert log.count(f"\n{shlex.quote(sys.executable)} ") == (row["state"] == "COMPLETE")  # a second command, --resume
+            resumed = log.count(f"\n{shlex.quote(sys.executable)} ")  # a second command, --resume
+            assert resumed == (row["state"] == "COMPLETE")
     (tmp_path / "study.txt").write_text("".join(lines))
     env = os.environ | {"STUDY": "study.txt", "OUT": "runs", "SEEDS": "1", "PYTHON": sys.executable}
     process = subprocess.run(["bash", ROOT / "benchmark.sh"], cwd=tmp_path, env=env, capture_output=True, text=True)
