@@ -448,7 +448,7 @@ def unflatten(theta, module):
 
 
 def mixed_advantages(irn, data, args):
-    """PPO's advantages [T, n] of the mixed reward in whole rollouts: data, a Minibatch. While the IRN learns, of it."""
+    """PPO's advantages [T, n] of the mixed reward; data: a Minibatch of whole rollouts. The graph leads to the IRN."""
     learns = args.learns_at_once  # else the IRN stays as it is, and no graph is kept
     r_in = irn(data.obs, data.actions, data.rewards, data.dones)[0] if learns else data.r_in  # [T, n]
     mixed_rewards = args.extrinsic_coef * data.rewards + args.intrinsic_coef * r_in
@@ -478,7 +478,7 @@ def outer_loss(actor, theta, mb, args):
 
 
 # Of the held phase
-EPISODES = 40  # before anything is learned, from half as many environments: fewer that test might be of one kind
+EPISODES = 40  # and half as many environments, before anything is learned: of fewer, the test might see one kind only
 META_STEPS = 40  # whenever a rollout comes in
 LOOK_AHEAD_STEPS, LOOK_AHEAD_LR = 8, 1e-2  # about as far as one of PPO's updates
 STRETCH = 5  # time steps that share a look-ahead, at most
@@ -893,7 +893,8 @@ class Run:
     """What surrounds the algorithm: run folder, evaluations, checkpoints, logs, progress bar, Ctrl-C.
 
     `state` is what a checkpoint holds beside learners, environments and random streams: iterations done, seconds
-    elapsed, the observation to go on from, Adam's state, episodes since the last evaluation, rows of progress.csv.
+    elapsed, the observation to go on from, Adam's state, episodes since the last evaluation, rows of progress.csv, the
+    environments' statistics.
     """
 
     def __init__(self, args, envs, learners, adam, device):
@@ -907,7 +908,7 @@ class Run:
             self.folder, self.envs = open_run(args), envs
             obs, _ = envs.reset(seed=random_seeds(args, "train", count=args.num_envs))
             self.state = {"iteration": 0, "elapsed": 0.0, "obs": obs, "adam": adam, "episodes": [], "rows": []}
-            self.state["statistics"] = envs.statistics  # of observations and returns
+            self.state["statistics"] = envs.statistics
         if args.track:  # WANDB_PROJECT and WANDB_ENTITY choose where it goes
             wandb = importlib.import_module("wandb")
             wandb.init(name=self.folder.name, config=vars(args), sync_tensorboard=True, save_code=True)

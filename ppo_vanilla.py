@@ -562,7 +562,8 @@ class Run:
     """What surrounds the algorithm: run folder, evaluations, checkpoints, logs, progress bar, Ctrl-C.
 
     `state` is what a checkpoint holds beside learners, environments and random streams: iterations done, seconds
-    elapsed, the observation to go on from, Adam's state, episodes since the last evaluation, rows of progress.csv.
+    elapsed, the observation to go on from, Adam's state, episodes since the last evaluation, rows of progress.csv, the
+    environments' statistics.
     """
 
     def __init__(self, args, envs, learners, adam, device):
@@ -576,7 +577,7 @@ class Run:
             self.folder, self.envs = open_run(args), envs
             obs, _ = envs.reset(seed=random_seeds(args, "train", count=args.num_envs))
             self.state = {"iteration": 0, "elapsed": 0.0, "obs": obs, "adam": adam, "episodes": [], "rows": []}
-            self.state["statistics"] = envs.statistics  # of observations and returns
+            self.state["statistics"] = envs.statistics
         if args.track:  # WANDB_PROJECT and WANDB_ENTITY choose where it goes
             wandb = importlib.import_module("wandb")
             wandb.init(name=self.folder.name, config=vars(args), sync_tensorboard=True, save_code=True)
