@@ -53,7 +53,7 @@ to_flags='import json, os, sys
 options = json.load(open(os.path.join(*sys.argv[1:])))
 assert all(type(x) in (int, float) or type(x) is str and len(x.split()) == 1 for x in options.values())
 print(*("--{} {}".format(name.replace("_", "-"), x) for name, x in options.items()))'
-arms=() table='' line=0 form="^[A-Za-z0-9.-]+(_[A-Za-z0-9.-]+)* [a-z_]+ $whole(,$whole)* $whole$"
+arms=() table='' line=0 form="^[A-Za-z0-9.-]+(_[A-Za-z0-9.-]+)* [a-z_/]+ $whole(,$whole)* $whole$"
 while read -r name script lengths steps options; do
     line=$((line + 1)) where=${STUDY:+$STUDY, line $line: }
     [[ $name ]] || continue

@@ -18,8 +18,9 @@ and always what follows from these:
                         above: of a network that redistributes, the part of the last reward that the first step gets)
     summary             table by length: final return, steps to 95 % success
     steps_to_95         table and figure: steps to 95 % success against length, beside the maps of credit_map.csv.gz
-    aggregate           table and figure over all lengths: IQM, median, optimality gap, probability of improvement,
-                        performance profiles
+    aggregate           table and figure over all lengths: IQM, median, optimality gap, performance profiles; beside an
+                        arm `ppo` (or ppo_vanilla) the probability of doing better than it; beside `ppo` and `oracle`
+                        the share of the gap between them, in the mean return over training, that an arm closes
     learning            evaluation return and success against environment steps
     final_return        final return against length, with the published numbers
     credit_attention    attention of the first step's intrinsic reward, against training, beside the optimal one
@@ -347,10 +348,10 @@ def measure_returns(evaluations):
     return pd.DataFrame(dict(zip(RETURNS, [final, returns.mean()], strict=True))).round(4).reset_index()
 
 
-def gap_closed(x, delayed, dense):
-    """scores [runs, 1, points] -> share of the gap between the IQMs of `delayed` and `dense` that x closes [points]"""
-    x, delayed, dense = (iqm(scores[:, 0]) for scores in (x, delayed, dense))
-    return (x - delayed) / np.where(dense == delayed, np.nan, dense - delayed)
+def gap_closed(x, low, high):
+    """scores [runs, tasks, points] -> share of the gap between the IQMs of `low` and `high` that x closes [points]"""
+    x, low, high = (iqm(scores.reshape(-1, scores.shape[-1])) for scores in (x, low, high))
+    return (x - low) / np.where(high == low, np.nan, high - low)
 
 
 def summarize_returns(measured, algorithms, counts):
@@ -395,7 +396,7 @@ def performance_profile(scores, thresholds):
 
 
 def aggregate(scores):
-    """{kind: {algorithm: scores}} -> table over all lengths: IQM, median, optimality gap, probability of improvement"""
+    """{kind: {algorithm: scores}} -> table over all lengths: IQM, median, optimality gap, and comparisons with PPO"""
 
     def statistics(x):  # [runs, lengths] -> [3]
         return np.array([iqm(x.ravel()), metrics.aggregate_median(x), metrics.aggregate_optimality_gap(x)])
@@ -405,10 +406,16 @@ def aggregate(scores):
         for algorithm, matrix in matrices.items():
             for name, values in zip(["IQM", "median", "optimality gap"], bootstrap(statistics, matrix).T, strict=True):
                 rows.append((kind, name, algorithm, len(matrix), *values.round(4)))
-        if {"ppo_vanilla", "ppo_metairn"} <= matrices.keys():
-            pair = matrices["ppo_metairn"], matrices["ppo_vanilla"]
-            values = bootstrap(probability_of_improvement, *pair)[:, 0]
-            rows.append((kind, "P(MetaIRN > PPO)", "ppo_metairn", min(map(len, pair)), *values.round(4)))
+        ppo = next((matrices[name] for name in ("ppo_vanilla", "ppo") if name in matrices), None)
+        for algorithm, matrix in matrices.items():
+            if ppo is not None and matrix is not ppo:
+                values = bootstrap(probability_of_improvement, matrix, ppo)[:, 0]
+                rows.append((kind, "P(better than PPO)", algorithm, min(len(matrix), len(ppo)), *values.round(4)))
+        for algorithm in matrices if {"ppo", "oracle"} <= matrices.keys() else []:
+            if kind != "final return" and algorithm not in ("ppo", "oracle"):  # both may end at the optimum
+                trio = [matrices[name][..., None] for name in (algorithm, "ppo", "oracle")]
+                values = bootstrap(gap_closed, *trio)[:, 0]
+                rows.append((kind, "gap closed", algorithm, min(map(len, trio)), *values.round(4)))
     return pd.DataFrame(rows, columns=["score", "statistic", "algorithm", "seeds", "estimate", "low", "high"])
 
 
@@ -662,7 +669,7 @@ def plot_final_return(summary, styles, published, optimum):
 
 def plot_aggregate(table, scores, styles):
     """Intervals of all statistics and a performance profile; a row for each kind of score"""
-    names = ["IQM", "median", "optimality gap", "P(MetaIRN > PPO)"]
+    names = ["IQM", "median", "optimality gap", "P(better than PPO)"]
     ratios = [1, 1, 1, 1, 1.6]
     size = 10, max(2.1, 0.25 * len(styles)) * len(scores)
     figure, axes = plt.subplots(len(scores), 5, figsize=size, width_ratios=ratios, squeeze=False)

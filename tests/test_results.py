@@ -274,12 +274,31 @@ def test_aggregates_over_lengths(tmp_path):
     assert final["IQM", "ppo_metairn"] == 1.05  # of 0.6, 0.9, 1.2, 1.2: the middle two
     assert final["median", "ppo_metairn"] == 0.975  # of the means 0.75 and 1.2
     assert final["optimality gap", "ppo_metairn"] == 0.125  # more than the optimum does not count
-    assert final["P(MetaIRN > PPO)", "ppo_metairn"] == 0.875  # L = 2: one of two seeds ties; L = 5: better
+    assert final["P(better than PPO)", "ppo_metairn"] == 0.875  # L = 2: one of two seeds ties; L = 5: better
     training = table.loc["mean return over training"]["estimate"]
     assert training["IQM", "ppo_vanilla"] == 0.15
-    assert training["P(MetaIRN > PPO)", "ppo_metairn"] == 1
+    assert training["P(better than PPO)", "ppo_metairn"] == 1
     assert (table["low"] <= table["estimate"]).all()
     assert (table["estimate"] <= table["high"]).all()
+
+
+def test_arms_beside_ppo_and_the_oracle(tmp_path):
+    """By hand, in units of the optimum: means over training of 0.2 (ppo), 0.7 (oracle), 0.4 and 0.6 (x): 0.6 of it.
+    The ends of the interval are those of x's IQM, since the others do not vary."""
+    for seed in (1, 2):
+        for length in (2, 5):
+            for arm, height in {"ppo": 2, "oracle": 7, "x": 4 if seed == 1 else 6}.items():
+                write_run(tmp_path / "runs", arm, length, seed, [height] * 3, [0, 0, 1])
+    plot(tmp_path / "runs", tmp_path / "out", figures=("aggregate",))
+    table = pd.read_csv(tmp_path / "out" / "aggregate.csv").set_index(["statistic", "algorithm"])
+    gap = table.loc["gap closed"]
+    assert gap.index.tolist() == ["x"]  # of the mean over training alone
+    assert gap.loc["x", ["score", "seeds"]].tolist() == ["mean return over training", 2]
+    assert gap.loc["x", ["estimate", "low", "high"]].tolist() == [0.6, 0.4, 0.8]
+    assert table.loc["P(better than PPO)"].index.tolist() == ["oracle", "x"] * 2
+    assert (table.loc["P(better than PPO)", ["estimate", "low", "high"]] == 1).all(axis=None)
+    text = (tmp_path / "out" / "aggregate.md").read_text()
+    assert "| mean return over training | gap closed |  |  | 0.600 [0.400, 0.800] |" in text
 
 
 def test_no_seed_is_complete(tmp_path):
@@ -577,7 +596,7 @@ def test_what_is_said_of_one_run():
     steps = summary.set_index(["algorithm", "chain_length"])["steps_to_95_median"]
     assert (steps["ppo_metairn"] <= steps["ppo_vanilla"]).all()
     better = results("protocol", "aggregate.csv").set_index(["score", "statistic", "algorithm"])
-    better = better.loc["mean return over training", "P(MetaIRN > PPO)", "ppo_metairn"]
+    better = better.loc["mean return over training", "P(better than PPO)", "ppo_metairn"]
     assert said(f"probability of {better['estimate']:.3f} [{better['low']:.3f}, {better['high']:.3f}]")
     assert better["low"] > 0.5
 
@@ -605,7 +624,7 @@ def test_what_is_said_of_the_protocol_with_the_attention_network():
     fresh = results("protocol_attention", "runs.csv").query("seed > 10")
     assert (len(fresh), fresh["solved_at_end"].sum()) == (100, 100)
     overall = results("protocol_attention", "aggregate.csv").set_index(["score", "statistic", "algorithm"])
-    better = overall.loc["mean return over training", "P(MetaIRN > PPO)", "ppo_metairn"]
+    better = overall.loc["mean return over training", "P(better than PPO)", "ppo_metairn"]
     assert said(f"is {better['estimate']:.3f} [{better['low']:.3f}, {better['high']:.3f}]: no difference")
     assert better["low"] < 0.5 < better["high"]
     for (_, statistic), rows in overall.groupby(["score", "statistic"]):  # every interval overlaps the other's
