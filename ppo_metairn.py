@@ -85,7 +85,6 @@ class Args:
     update_epochs: int = 4  # passes over a rollout
     norm_adv: bool = True  # normalize advantages in each minibatch
     clip_coef: float = 0.3  # clipping range of the probability ratio; 0.2 left more failures near the solution
-    clip_vloss: bool = False  # clip the value loss too; off: the critic could move by no more than clip_coef a rollout
     ent_coef: float = 0.0  # weight of the entropy bonus; 0: Umbrella is learned before exploration runs out
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # gradient-norm limit, for actor and critic each on its own
@@ -381,15 +380,6 @@ def policy_loss(new_logprobs, entropies, logprobs, advantages, clip_coef, ent_co
     return pg_loss - ent_coef * entropy if ent_coef else pg_loss, stats
 
 
-def value_loss(new_values, values, returns, args):
-    """Half the mean squared error; with --clip-vloss no credit for moving further than clip_coef. All [T, N]."""
-    error = (new_values - returns) ** 2
-    if args.clip_vloss:
-        clipped = values + (new_values - values).clamp(-args.clip_coef, args.clip_coef)
-        error = torch.max(error, (clipped - returns) ** 2)
-    return 0.5 * error.mean()
-
-
 def clip_grad_norm(grad, max_norm):
     """grad [P] scaled to a norm of at most max_norm, as nn.utils.clip_grad_norm_ does but differentiable"""
     return grad * (max_norm / (grad.norm() + 1e-6)).clamp(max=1.0)
@@ -435,8 +425,7 @@ class Minibatch(NamedTuple):
     r_in: torch.Tensor  # of the IRN
     values: torch.Tensor  # of the mixed critic
     next_values: torch.Tensor
-    ext_values: torch.Tensor  # of the extrinsic critic
-    ext_advantages: torch.Tensor
+    ext_advantages: torch.Tensor  # by the extrinsic critic
     ext_returns: torch.Tensor
 
 
@@ -622,7 +611,7 @@ def main(args):
             ext_returns = ext_advantages + ext_values
         data = Minibatch(
             batch.obs, batch.actions, batch.rewards, batch.terminations, batch.dones, logprobs, r_in,
-            values, next_values, ext_values, ext_advantages, ext_returns,
+            values, next_values, ext_advantages, ext_returns,
         )  # fmt: skip
 
         if run.state["held"] is not None:
@@ -650,9 +639,9 @@ def main(args):
                 inner_theta, inner_adam, mb_stats = inner_step(actor, theta, adam["actor"], mb, mb_advantages, lr, args)
 
                 # Critics, each on its own return; the extrinsic one serves the outer loss alone
-                v_losses = [value_loss(critic(mb.obs), mb.values, mb_advantages.detach() + mb.values, args)]
+                v_losses = [0.5 * (critic(mb.obs) - (mb_advantages.detach() + mb.values)).square().mean()]
                 if meta:
-                    v_losses.append(value_loss(ext_critic(mb.obs), mb.ext_values, mb.ext_returns, args))
+                    v_losses.append(0.5 * (ext_critic(mb.obs) - mb.ext_returns).square().mean())
                 (args.vf_coef * sum(v_losses)).backward()
                 adam["critic"] = descend(phi, adam["critic"], lr, args.max_grad_norm)
                 if meta:

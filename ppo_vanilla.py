@@ -67,7 +67,6 @@ class Args:
     update_epochs: int = 4  # passes over a rollout
     norm_adv: bool = True  # normalize advantages in each minibatch
     clip_coef: float = 0.3  # clipping range of the probability ratio; 0.2 left more failures near the solution
-    clip_vloss: bool = False  # clip the value loss too; off: the critic could move by no more than clip_coef a rollout
     ent_coef: float = 0.0  # weight of the entropy bonus; 0: Umbrella is learned before exploration runs out
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # gradient-norm limit, for actor and critic each on its own
@@ -280,15 +279,6 @@ def policy_loss(new_logprobs, entropies, logprobs, advantages, clip_coef, ent_co
     return pg_loss - ent_coef * entropy if ent_coef else pg_loss, stats
 
 
-def value_loss(new_values, values, returns, args):
-    """Half the mean squared error; with --clip-vloss no credit for moving further than clip_coef. All [T, N]."""
-    error = (new_values - returns) ** 2
-    if args.clip_vloss:
-        clipped = values + (new_values - values).clamp(-args.clip_coef, args.clip_coef)
-        error = torch.max(error, (clipped - returns) ** 2)
-    return 0.5 * error.mean()
-
-
 def clip_grad_norm(grad, max_norm):
     """grad [P] scaled to a norm of at most max_norm, as nn.utils.clip_grad_norm_ does but differentiable"""
     return grad * (max_norm / (grad.norm() + 1e-6)).clamp(max=1.0)
@@ -350,19 +340,18 @@ def main(args):
         # Update
         frac = 1.0 - run.state["iteration"] / run.num_iterations if args.anneal_lr else 1.0
         lr = frac * args.learning_rate
-        data = batch.obs, batch.actions, logprobs, values, advantages, returns
-        data = [cut(x, args.segment_length) for x in data]
+        data = [cut(x, args.segment_length) for x in (batch.obs, batch.actions, logprobs, advantages, returns)]
         stats = []  # one row [6] per minibatch
         for _ in range(args.update_epochs):
             for mb in torch.randperm(data[0].shape[1]).to(device).chunk(args.num_minibatches):  # whole segments
-                mb_obs, mb_actions, mb_logprobs, mb_values, mb_advantages, mb_returns = [x[:, mb] for x in data]
+                mb_obs, mb_actions, mb_logprobs, mb_advantages, mb_returns = [x[:, mb] for x in data]
                 if args.norm_adv:
                     mb_advantages = normalize(mb_advantages)
                 new_logprobs, entropies = actor(mb_obs, mb_actions)
                 loss, mb_stats = policy_loss(
                     new_logprobs, entropies, mb_logprobs, mb_advantages, args.clip_coef, args.ent_coef
                 )
-                v_loss = value_loss(critic(mb_obs), mb_values, mb_returns, args)
+                v_loss = 0.5 * (critic(mb_obs) - mb_returns).square().mean()
                 (loss + args.vf_coef * v_loss).backward()
                 adam["actor"] = descend(theta, adam["actor"], lr, args.max_grad_norm)
                 adam["critic"] = descend(phi, adam["critic"], lr, args.max_grad_norm)

@@ -179,7 +179,7 @@ def test_diagnose_on_a_known_reward():
         return 2 * rewards + 0 * time, attention
 
     zeros = torch.zeros(T, N)
-    data = Minibatch(obs, actions, rewards, dones, dones, *[zeros] * 7)
+    data = Minibatch(obs, actions, rewards, dones, dones, *[zeros] * 6)
     scalars, arrays = diagnose(irn, data, Args(intrinsic_coef=0.5, extrinsic_coef=3.0))
     assert scalars["mean"] == pytest.approx(2 * rewards.mean().item(), abs=1e-6)
     assert scalars["extrinsic_correlation"] == pytest.approx(1, abs=1e-5)

@@ -17,7 +17,7 @@ def make_problem(env_id, kind, num_envs=6, T=8):
     envs, _ = m.make_envs(args, num_envs)
     obs, _ = envs.reset(seed=list(range(num_envs)))
     obs_dim, space = envs.single_observation_space.shape[0], envs.single_action_space
-    actor, critic, ext_critic = m.Actor(obs_dim, space), m.Critic(obs_dim), m.Critic(obs_dim)
+    actor, critic = m.Actor(obs_dim, space), m.Critic(obs_dim)
     irn = m.IntrinsicRewardNetwork(obs_dim, space, kind, dim=4)
     for p in itertools.chain(actor.net[-1].parameters(), irn.parameters()):
         p.data += 0.3 * torch.randn_like(p)  # away from the nearly uniform policy and the nearly constant reward
@@ -26,7 +26,7 @@ def make_problem(env_id, kind, num_envs=6, T=8):
         logprobs = actor(batch.obs, batch.actions)[0]
         logprobs += 0.3 * torch.randn_like(logprobs)  # a behaviour policy far enough for some ratios to be clipped
         ext_advantages = torch.randn_like(logprobs)
-        values = critic(batch.obs), critic(batch.next_obs), ext_critic(batch.obs)
+        values = critic(batch.obs), critic(batch.next_obs)
         r_in, _ = irn(batch.obs, batch.actions, batch.rewards, batch.dones)
     ends = batch.terminations, batch.dones
     data = m.Minibatch(
