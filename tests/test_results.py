@@ -769,12 +769,24 @@ def test_what_is_said_of_how_many_episodes_it_takes():
     held = results("one_run", "held.csv").groupby("chain_length")["episodes"]
     assert held.median().to_dict() == {50: 40, 100: 40, 200: 40, 500: 60}
     assert held.max().max() == 120
-    deviation = (
-        rows[(rows["way"] == "policy gradient") & (rows["episodes"] == 80)].groupby("chain_length")["gradient"].std()
-    )
-    assert 0.4 < deviation[10] < 0.6
-    assert deviation[50] > 1
-    assert deviation[200] > 1
+
+
+def test_what_is_said_of_signal_and_noise():
+    rows = results("one_run", "signal_to_noise.csv").query("episodes == 80")
+    ratios = rows.groupby(["gradient", "chain_length"])["signal_to_noise"].median()
+    assert set(rows.groupby(["gradient", "chain_length"]).size()) == {6}
+    for name, label in {
+        "policy": "policy gradient",
+        "policy first": "its part of the first action: what perfect credit leaves",
+        "meta initial": "meta-gradient, untrained network",
+        "meta right": "meta-gradient after 10 meta steps",
+    }.items():
+        assert said(f"| {label} | {' | '.join(f'{ratios[name, length]:.2f}' for length in (10, 50, 200))} |")
+    assert ratios["policy", 10] / ratios["policy", 200] == pytest.approx(20**0.5, rel=0.2)
+    assert ratios["meta initial", 10] / ratios["meta initial", 200] == pytest.approx(2, rel=0.1)
+    growth = ratios["meta right"] / ratios["meta initial"]
+    assert growth.min() > 1.9
+    assert growth.max() < 3.1
 
 
 def test_what_is_said_of_what_failed_in_one_run():
