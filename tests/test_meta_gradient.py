@@ -1,6 +1,8 @@
 """The meta-gradient against finite differences and against LIRPG's closed form; the Adam step it goes through."""
 
 import itertools
+import runpy
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -8,6 +10,8 @@ import pytest
 import torch
 
 import ppo_metairn as m
+
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def make_problem(env_id, kind, num_envs=6, T=8):
@@ -238,7 +242,7 @@ def test_look_ahead_gradient_against_finite_differences(float64):
 
 def test_the_credit_that_is_right_gains_and_no_other_does():
     """40 episodes of 50 steps to learn from, 40 to test. What a wrong credit gains is chance, a few standard errors."""
-    args, actor, theta, irn, batch = held_problem(50, 80, Path(__file__).parents[1] / "results/carry_over/oracle.pt")
+    args, actor, theta, irn, batch = held_problem(50, 80, RESULTS / "carry_over" / "oracle.pt")
     halves = [m.Batch(*(x[:, envs] for x in batch)) for envs in (slice(0, 40), slice(40, 80))]
 
     def evidence():
@@ -284,6 +288,49 @@ def test_evidence_is_of_environments_that_nothing_has_learned_from(monkeypatch):
         assert len(inner) == len(outer) == 3
         assert sorted(inner + outer + tested) == list(range(10))
     assert len({tuple(inner) for inner, _ in learning}) > m.META_STEPS / 2  # new halves each time
+
+
+def test_the_control_deals_the_outer_rewards_out_anew(monkeypatch):
+    """The same rewards, each time to other outer episodes, and nothing else; then the right credit gains nothing."""
+    control = runpy.run_path(str(RESULTS / "one_run" / "shuffled.py"))["shuffled_gains"]
+    args, actor, theta, irn, batch = held_problem(50, 80, RESULTS / "carry_over" / "oracle.pt")
+    inner, outer = [m.Batch(*(x[:, envs] for x in batch)) for envs in (slice(0, 40), slice(40, 80))]
+    outer.rewards[0] = torch.arange(40.0) / 1e6  # so that an episode's rewards tell its number
+    seen = []
+    monkeypatch.setitem(control.__globals__, "look_ahead_gains", lambda *x: seen.append(x))
+    for _ in range(2):
+        control(actor, theta, irn, inner, outer, args)
+    dealt = [rewards for *_, (_, _, rewards, *_), _ in seen]
+    for rewards, (*others, passed_inner, passed_outer, _) in zip(dealt, seen, strict=True):
+        assert others == [actor, theta, irn]
+        assert passed_inner is inner
+        assert passed_outer._replace(rewards=outer.rewards) == outer  # the very same tensors
+        order = rewards[0].argsort()
+        assert torch.equal(rewards[:, order], outer.rewards)  # whole episodes' rewards
+        assert (order != torch.arange(40)).sum() > 30
+    assert not torch.equal(*dealt)
+    monkeypatch.undo()
+    gains = [gain(actor, theta, irn, inner, outer, args).detach() for gain in (m.look_ahead_gains, control)]
+    right, shuffled = [(x.mean() / (x.std() / 40**0.5)).item() for x in gains]
+    assert abs(shuffled) < 4 < m.EVIDENCE < right
+
+
+def test_the_controls_runs_and_their_evidence(tmp_path, monkeypatch, capsys):
+    """A run of the control is a run of ppo_metairn.py, options and all; afterwards its evidence is read."""
+    monkeypatch.setattr(m, "look_ahead_gains", m.look_ahead_gains)  # undone at the end
+    path = str(RESULTS / "one_run" / "shuffled.py")
+    options = "--exp-name control --chain-length 10 --hide-umbrella --total-timesteps 4000 --held-steps 3000 --seed 3"
+    monkeypatch.setattr(sys, "argv", [path, *options.split(), "--runs-dir", str(tmp_path)])
+    runpy.run_path(path, run_name="__main__")
+    assert m.look_ahead_gains.__name__ == "shuffled_gains"
+    output = capsys.readouterr().out
+    assert "policy let go      at step 3000, learns alone (evidence " in output
+    monkeypatch.setattr(sys, "argv", [path, "evidence", str(tmp_path)])
+    runpy.run_path(path, run_name="__main__")
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header == "algorithm,chain_length,seed,global_step,evidence,ppo_evidence"
+    assert [row.split(",")[:4] for row in rows] == [["control", "10", "3", str(step)] for step in (1000, 2000, 3000)]
+    assert f"(evidence {float(rows[-1].split(',')[4]):.1f}, PPO alone {float(rows[-1].split(',')[5]):.1f})" in output
 
 
 def test_a_frozen_network_keeps_no_graph():
