@@ -5,8 +5,9 @@
     python tune.py results/one_run/tune.toml --family hidden_50 --arm ppo --storage postgresql://user@host/database
 
 A trial is one choice from the arm's space. The script runs with it once for each of `seeds`; the trial's value is the
-mean area under their success curves. At `rung` steps the runs are stopped, and only trials in the best third so far go
-on. The `finalists` best trials run for `finalist_seeds` too; the best mean of all these areas wins.
+mean area under their curves of success, or of the return where no success is reported. At `rung` steps the runs are
+stopped, and only trials in the best third so far go on. The `finalists` best trials run for `finalist_seeds` too; the
+best mean of all these areas wins.
 
 OUT/FAMILY__ARM.csv holds every trial, the failed ones too, OUT/FAMILY__ARM.json the winner's options, which a study of
 benchmark.sh takes as @FILE.json. Beside them are the run folders, logs/ and, without --storage, the study itself.
@@ -43,7 +44,7 @@ from optuna.trial import TrialState
 
 HERE = Path(__file__).parent
 BEAT, SILENCE = 10, 60  # seconds between a trial's signs of life, and without one until it counts as interrupted
-OURS = ["seed", "total_timesteps", "eval_every", "eval_episodes", "runs_dir", "exp_name", "resume", "evaluate"]
+OURS = ["seed", "total_timesteps", "runs_dir", "exp_name", "resume", "evaluate"]
 STOPPED = []  # signals received
 
 
@@ -152,32 +153,35 @@ def open_study(task, storage, name):
 
 
 def area(curve, end):
-    """Mean height of a success curve from step 0 to `end`, in [0, 1].
+    """Mean height of a curve from step 0 to `end`; of success in [0, 1].
 
-    curve: (step, success) of each evaluation, in order. Straight lines join them (trapezoids), and the last one holds
-    up to `end`. What lies behind `end` changes nothing but the line that crosses it.
+    curve: (step, success or return) of each evaluation, in order. Straight lines join them (trapezoids), and the last
+    one holds up to `end`. What lies behind `end` changes nothing but the line that crosses it.
     """
-    steps, success = zip(*curve, strict=True)
+    steps, heights = zip(*curve, strict=True)
     grid = [0, *(step for step in steps if 0 < step < end), end]
-    return float(np.trapezoid(np.interp(grid, steps, success), grid)) / end
+    return float(np.trapezoid(np.interp(grid, steps, heights), grid)) / end
 
 
 def read_curve(folder):
     """What `area` takes of a run folder, which may be None; empty if there is nothing yet."""
     try:
         with open(folder / "progress.csv", newline="") as file:
-            return [(int(row["global_step"]), float(row["eval_success"])) for row in csv.DictReader(file)]
+            rows = list(csv.DictReader(file))
     except (TypeError, FileNotFoundError):
         return []
+    reports = any(row["eval_success"] != "nan" for row in rows)  # Umbrella does
+    column = "eval_success" if reports else "eval_return"
+    return [(int(row["global_step"]), float(row.get(column, "nan"))) for row in rows]
 
 
 def command(task, name, params, seed):
     """The words that start a run."""
-    words = [sys.executable, str(HERE / task.script), *task.options]
+    words = [sys.executable, str(HERE / task.script), "--eval-every", "1000", "--eval-episodes", "100", *task.options]
     for key, value in params.items():
         words += [f"--{key.replace('_', '-')}", str(value)] if value != "none" else []
-    words += ["--seed", str(seed), "--total-timesteps", str(task.timesteps), "--eval-every", "1000"]
-    return words + ["--eval-episodes", "100", "--runs-dir", str(task.out / task.name), "--exp-name", name]
+    words += ["--seed", str(seed), "--total-timesteps", str(task.timesteps)]
+    return words + ["--runs-dir", str(task.out / task.name), "--exp-name", name]
 
 
 def run(task, name, params, seed, end):
@@ -216,7 +220,7 @@ def run(task, name, params, seed, end):
         raise Failed(f"killed by signal {-status}" if status < 0 else f"exit status {status}: {(lines or ['-'])[-1]}")
     curve = read_curve(find())
     if not curve or not math.isfinite(area(curve, end)):
-        raise Failed("there is no success in progress.csv")
+        raise Failed("there is no finite evaluation in progress.csv")
     return area(curve, end)
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import ppo_metairn
@@ -170,7 +171,7 @@ def test_pruning(tuning):
 
 def test_a_run_gets_its_options(tuning):
     """Those of the family, of the arm and of the trial, of which "none" is left out."""
-    text = TOML + 'options = "--rule odd"\n[arms.fake.space]\nheight = [0.5]\nshare = [3]\n'
+    text = TOML + 'options = "--rule odd --eval-episodes 7"\n[arms.fake.space]\nheight = [0.5]\nshare = [3]\n'
     assert tuning(text=text).returncode == 0
     clips = set()
     for row in read_table(tuning.out):
@@ -178,7 +179,7 @@ def test_a_run_gets_its_options(tuning):
         args = json.loads(path.read_text())
         clips.add(args.get("--clip", "none"))
         expected = {"--length": "2", "--rule": "odd", "--height": "0.5", "--share": "3", "--rate": row["rate"]}
-        expected |= {"--seed": "3", "--total-timesteps": "5000", "--eval-every": "1000", "--eval-episodes": "100"}
+        expected |= {"--seed": "3", "--total-timesteps": "5000", "--eval-every": "1000", "--eval-episodes": "7"}
         assert args.items() >= expected.items()
         assert ("--clip" in args) == (row["clip"] != "none")
         assert 1e-3 <= float(row["rate"]) <= 1e-1
@@ -233,7 +234,7 @@ def test_failed_trials_are_recorded_and_counted(tuning):
     rows = read_table(tuning.out)
     assert [row["number"] for row in rows] == [str(number) for number in range(8)]
     failures = ["exit status 3: error: something is wrong", "killed by signal 9"]
-    failures += ["there is no success in progress.csv"] * 2
+    failures += ["there is no finite evaluation in progress.csv"] * 2
     assert [row["failure"] for row in rows[1:5]] == failures
     assert [row["state"] for row in rows[1:5]] == ["FAIL"] * 4
     assert rows[1]["rung_1"] and not rows[1]["rung_2"]
@@ -245,6 +246,16 @@ def test_failed_trials_are_recorded_and_counted(tuning):
     assert json.loads((tuning.out / "easy__fake.json").read_text())["rate"] == float(winner["rate"])
     again = tuning()
     assert (again.returncode, read_table(tuning.out)) == (0, rows)  # none is tried again
+
+
+def test_the_curve_is_of_success_or_else_of_the_return(tmp_path):
+    """A success that is missing once is no reason to take the return: the trial has failed."""
+    for successes, expected in (([0.5, 1], [0.5, 1]), (["nan", "nan"], [20, 30]), ([0.5, "nan"], [0.5, np.nan])):
+        rows = [f"{step},{10 * step},{x}" for step, x in zip((2, 3), successes, strict=True)]
+        (tmp_path / "progress.csv").write_text("\n".join(["global_step,eval_return,eval_success", *rows, ""]))
+        steps, heights = zip(*tune.read_curve(tmp_path), strict=True)
+        assert steps == (2, 3)
+        np.testing.assert_equal(heights, expected)
 
 
 def test_all_fail(tuning):
