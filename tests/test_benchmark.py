@@ -386,6 +386,7 @@ def test_a_signal_ends_all_environments(benchmark, study, signal, to):
         ("a__rm ppo_vanilla 2 1000", "not NAME SCRIPT LENGTHS TIMESTEPS"),
         ("a/rm ppo_vanilla 2 1000", "not NAME SCRIPT LENGTHS TIMESTEPS"),
         ("arm ppo 2 1000", "there is no .*/ppo.py"),
+        ("arm results/ppo 2 1000", "there is no .*/results/ppo.py"),
         ("arm ppo_vanilla 2 1000 --gamma 1 --seed 3", "must not set --seed"),
         ("arm ppo_vanilla 2 1000 --exp_name=x", "must not set --exp_name"),
     ],
