@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import time
+import tomllib
 from pathlib import Path
 from typing import get_args
 
@@ -832,6 +833,43 @@ def test_what_is_said_of_the_second_tuning():
     winner = json.loads((ROOT / "results" / "one_run" / "hidden_50__ppo.json").read_text())
     assert (winner["gamma"], winner["gae_lambda"]) == (1, 1)
     assert all(best[name] == pytest.approx(value) for name, value in winner.items())
+
+
+def test_what_is_said_of_cartpole_paid_at_the_end(monkeypatch):
+    monkeypatch.setattr(plot_results, "RESAMPLES", RESAMPLES)
+    trials = {
+        arm: results("cartpole", f"episodic__{arm}.csv").set_index("number") for arm in ("ppo", "lirpg", "uniform")
+    }
+    shared = list(tomllib.loads((ROOT / "results" / "cartpole" / "tune.toml").read_text())["space"])
+    for arm, table in trials.items():
+        assert len(table) == 20
+        assert table["failure"].isna().all()
+        assert table[shared][:10].equals(trials["ppo"][shared][:10])
+        best = table.loc[table["value_of_all_seeds"].idxmax()]
+        winner = json.loads((ROOT / "results" / "cartpole" / f"episodic__{arm}.json").read_text())
+        assert all(best[name] == pytest.approx(value) for name, value in winner.items())
+        assert set(shared) <= set(winner)
+    assert trials["ppo"].loc[trials["ppo"]["value_of_all_seeds"].idxmax(), ["gamma", "gae_lambda"]].tolist() == [1, 1]
+    ppo, lirpg, uniform = (table["value_at_rung"][:10] for table in trials.values())
+    assert (lirpg > ppo).all()
+    assert (uniform > ppo).all()
+    assert said(f"{lirpg.mean():.0f} against {ppo.mean():.0f} over the first 32,768 steps")
+    assert said(f"so was `uniform`, with {uniform.mean():.0f}")
+    runs = results("cartpole", "runs.csv").groupby("algorithm")["mean_return"].agg(sorted)
+    scores = [np.array(runs[arm])[:, None] for arm in ("lirpg", "delayed")]
+    better = plot_results.bootstrap(plot_results.probability_of_improvement, *scores)[:, 0]
+    assert said(f"probability of {plot_results.interval_text(*better)};")
+    late = ", ".join(f"{x:.0f}" for x in runs["lirpg"][:3])
+    assert said(f"with mean returns of {late}; the lowest of `delayed` is {runs['delayed'][0]:.0f}")
+    assert runs["lirpg"][2] < runs["delayed"][0] < runs["lirpg"][3]
+    summary = results("cartpole", "summary.csv").set_index("algorithm")
+    assert summary.loc["lirpg", "mean_return_share"] == pytest.approx(2 / 3, abs=0.05)
+    share = plot_results.interval_text(*summary.loc["lirpg"].filter(like="mean_return_share"))
+    assert f"closes {share} of the gap" in " ".join(README.split())
+    assert summary.loc["lirpg", "mean_return_share_low"] > 0
+    assert summary.loc["lirpg", "final_return_share_low"] < 0
+    settings = json.loads((ROOT / "results" / "cartpole" / "settings.json").read_text())
+    assert all(settings["same"][name] == settings["lirpg"][name] for name in shared)
 
 
 def test_what_is_said_of_continuous_control():
