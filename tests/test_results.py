@@ -826,13 +826,63 @@ def test_what_is_said_of_the_second_tuning():
     steps = results("one_run", "ppo_tpe.csv")["steps_to_95"]
     low, middle, high = np.percentile(steps, [25, 50, 75], method="inverted_cdf")
     assert said(f"{middle:,.0f} [{low:,.0f}, {high:,.0f}] steps, {np.isfinite(steps).sum()}/{len(steps)}, on seeds 41")
-    trials = results("one_run", "hidden_50__ppo.csv")
-    assert said(f"{len(trials)} trials at L = 50, {trials['seconds'].sum() / 60:.0f} minutes")
-    assert not trials["failure"].notna().any()
-    best = trials.loc[trials["value_of_all_seeds"].idxmax()]
     winner = json.loads((ROOT / "results" / "one_run" / "hidden_50__ppo.json").read_text())
     assert (winner["gamma"], winner["gae_lambda"]) == (1, 1)
-    assert all(best[name] == pytest.approx(value) for name, value in winner.items())
+
+
+def test_what_is_said_of_tuning_all_arms_alike():
+    """Each row of the table, and that the arms were tuned alike."""
+    tuned = "ppo", "learned", "uniform", "attention", "mlp"
+    trials = {arm: results("one_run", f"hidden_50__{arm}.csv").set_index("number") for arm in tuned}
+    shared = list(tomllib.loads((ROOT / "results" / "one_run" / "tune.toml").read_text())["space"])
+    ppo = trials["ppo"].iloc[:10].reset_index().set_index("learning_rate")
+    random = {}
+    for arm, table in trials.items():
+        assert (len(table), table["failure"].notna().sum()) == (64, 0)
+        random[arm] = table.reset_index().set_index("learning_rate").loc[lambda x: x.index.isin(ppo.index)]
+        assert random[arm][shared[1:]].equals(ppo.loc[random[arm].index, shared[1:]])
+        assert len(random[arm]) == (9 if arm == "mlp" else 10)
+        best = table.loc[table["value_of_all_seeds"].idxmax()]
+        winner = json.loads((ROOT / "results" / "one_run" / f"hidden_50__{arm}.json").read_text())
+        assert all(float(best[name]) == pytest.approx(value) for name, value in winner.items())
+    runs = results("one_run_tuned", "runs.csv").groupby("algorithm")
+    overall = results("one_run_tuned", "aggregate.csv").set_index(["score", "statistic", "algorithm"])
+    overall = overall.loc["mean return over training"]
+    for arm, rows in runs:
+        assert (rows["seed"].min(), rows["seed"].max(), len(rows)) == (61, 80, 20)
+        cells = [f"`{arm}`", "", ""]
+        if arm in trials:
+            heights = random[arm]["value_at_rung"]
+            ahead = (heights > ppo.loc[heights.index, "value_at_rung"]).sum()
+            cells[1] = f"{heights.mean():.2f}" + f", {ahead}/{len(heights)}" * (arm != "ppo")
+            cells[2] = f"{trials[arm]['value_of_all_seeds'].max():.3f}"
+        q1, median, q3 = map(plot_results.steps_text, plot_results.quartiles(rows["steps_to_95"]))
+        cells.append(f"{median} [{q1}, {q3}], {np.isfinite(rows['steps_to_95']).sum()}/20")
+        for statistic in ("P(better than PPO)", "gap closed"):
+            known = (statistic, arm) in overall.index
+            values = overall.loc[(statistic, arm), ["estimate", "low", "high"]] if known else None
+            cells.append(plot_results.interval_text(*values) if known else "")
+        assert said(f"| {' | '.join(cells)} |")
+    arms = ["learned", "defaults", "uniform", "attention", "mlp", "ppo"]
+    medians = {arm: plot_results.steps_text(runs.get_group(arm)["steps_to_95"].median()) for arm in arms}
+    solved = runs["solved_at_end"].sum()
+    for text in (
+        "a median of {learned} steps, at its defaults {defaults}; its network untrained {uniform}; the paper's "
+        "attention network {attention}",
+        "LIRPG {mlp}; PPO {ppo}. With",
+    ):
+        assert text.format(**medians) in " ".join(README.split())
+    assert f"but {solved['attention']} of 20 are right at the end" in " ".join(README.split())
+    assert said(f"only {solved['attention']} of 20 runs are still right at the end, of `ppo` {solved['ppo']}")
+
+
+def test_what_is_said_of_the_control():
+    evidence = results("one_run_tuned", "evidence.csv").set_index("algorithm").loc["shuffled", "evidence"]
+    low, high = f"{evidence.min():.1f}", f"{evidence.max():.1f}"
+    assert said(
+        f"{len(evidence)} tests lies between {low} and {high}, with a standard deviation of {evidence.std():.2f}"
+    )
+    assert max(-evidence.min(), evidence.max()) < ppo_metairn.EVIDENCE / 2
 
 
 def test_what_is_said_of_cartpole_paid_at_the_end(monkeypatch):
