@@ -887,9 +887,8 @@ def test_what_is_said_of_the_control():
 
 def test_what_is_said_of_cartpole_paid_at_the_end(monkeypatch):
     monkeypatch.setattr(plot_results, "RESAMPLES", RESAMPLES)
-    trials = {
-        arm: results("cartpole", f"episodic__{arm}.csv").set_index("number") for arm in ("ppo", "lirpg", "uniform")
-    }
+    arms = "ppo", "lirpg", "uniform", "redistribution"
+    trials = {arm: results("cartpole", f"episodic__{arm}.csv").set_index("number") for arm in arms}
     shared = list(tomllib.loads((ROOT / "results" / "cartpole" / "tune.toml").read_text())["space"])
     for arm, table in trials.items():
         assert len(table) == 20
@@ -900,15 +899,16 @@ def test_what_is_said_of_cartpole_paid_at_the_end(monkeypatch):
         assert all(best[name] == pytest.approx(value) for name, value in winner.items())
         assert set(shared) <= set(winner)
     assert trials["ppo"].loc[trials["ppo"]["value_of_all_seeds"].idxmax(), ["gamma", "gae_lambda"]].tolist() == [1, 1]
-    ppo, lirpg, uniform = (table["value_at_rung"][:10] for table in trials.values())
-    assert (lirpg > ppo).all()
-    assert (uniform > ppo).all()
-    assert said(f"{lirpg.mean():.0f} against {ppo.mean():.0f} over the first 32,768 steps")
-    assert said(f"so was `uniform`, with {uniform.mean():.0f}")
+    ppo, *others = (table["value_at_rung"][:10] for table in trials.values())
+    assert all((other > ppo).all() for other in others)
+    lirpg, uniform, redistribution = (other.mean() for other in others)
+    assert said(f"{lirpg:.0f} against {ppo.mean():.0f} over the first 32,768 steps")
+    assert said(f"{uniform:.0f} and {redistribution:.0f}, each ahead of PPO on 10 of 10")
     runs = results("cartpole", "runs.csv").groupby("algorithm")["mean_return"].agg(sorted)
-    scores = [np.array(runs[arm])[:, None] for arm in ("lirpg", "delayed")]
-    better = plot_results.bootstrap(plot_results.probability_of_improvement, *scores)[:, 0]
-    assert said(f"probability of {plot_results.interval_text(*better)};")
+    for arm, after in (("lirpg", ";"), ("redistribution", ")")):
+        scores = [np.array(runs[x])[:, None] for x in (arm, "delayed")]
+        better = plot_results.bootstrap(plot_results.probability_of_improvement, *scores)[:, 0]
+        assert said(f"probability of {plot_results.interval_text(*better)}{after}")
     late = ", ".join(f"{x:.0f}" for x in runs["lirpg"][:3])
     assert said(f"with mean returns of {late}; the lowest of `delayed` is {runs['delayed'][0]:.0f}")
     assert runs["lirpg"][2] < runs["delayed"][0] < runs["lirpg"][3]
