@@ -453,7 +453,6 @@ def test_committed_tables_are_recomputed_from_the_committed_csv_files(tmp_path, 
     assert all(seeds == others or not seeds & others for seeds in cells for others in cells)
 
 
-APART = {"ppo.tpe"}  # its runs are in ppo_tpe.csv
 STUDIED = [
     path for path in sorted((ROOT / "results").rglob("settings.json")) if path.parent.joinpath("study.txt").exists()
 ]
@@ -467,7 +466,7 @@ def test_the_studies_arms_are_those_of_the_settings(path):
     runs = pd.read_csv(path.parent / "runs.csv")
     study = next(folder / "study.txt" for folder in path.parents if (folder / "study.txt").exists())
     arms = [line.split() for line in study.read_text().splitlines() if line and not line.startswith("#")]
-    arms = [arm for arm in arms if arm[0] in settings or study.parent == path.parent and arm[0] not in APART]
+    arms = [arm for arm in arms if arm[0] in settings or study.parent == path.parent]
     assert {arm[0] for arm in arms} == set(settings)
     expected = {(name, int(length)) for name, _, lengths, *_ in arms for length in lengths.split(",")}
     assert set(zip(runs["algorithm"], runs["chain_length"], strict=True)) == expected
@@ -729,24 +728,29 @@ def test_readme_lists_every_option_with_its_default():
 
 
 def test_what_is_said_of_learning_in_one_run():
-    lengths, study = (50, 100, 200, 500), medians("one_run")
+    lengths = 50, 100, 200, 500
     summary = results("one_run", "summary.csv").set_index(["algorithm", "chain_length"])
-    learned, ppo = summary.loc["learned"], summary.loc["ppo"]
-    readme = " ".join(README.split())
+    learned, oracle = summary.loc["learned"], summary.loc["oracle"]
+    tunings = [summary.loc[[arm]].droplevel(0) for arm in ("ppo", "ppo.tpe")]
+    ppo = pd.concat(
+        [min(tunings, key=lambda x: x.loc[length, "steps_to_95_median"]).loc[[length]] for length in lengths]
+    )
+    readme, steps = " ".join(README.split()), "steps_to_95_median"
+    needs = ", ".join(map(plot_results.steps_text, ppo[steps]))
     for text in (readme, " ".join(STUDIES.split())):
         assert f"{learned['solved_ever'].sum():.0f} of {learned['runs'].sum():.0f} runs" in text
-        for arm in ("learned", "ppo"):
-            assert steps_said("one_run", arm, *lengths) in text
-    ratios = [study["ppo", length] / study["learned", length] for length in lengths]
-    assert f"{min(ratios):.1f} to {max(ratios):.1f} times sooner" in readme
-    share = [
-        (study["ppo", x] - study["learned", x]) / (study["ppo", x] - study["oracle", x]) for x in lengths
-    ]  # of the gap to perfect credit that is closed
+        assert steps_said("one_run", "learned", *lengths) in text
+        solved = f"{ppo['solved_ever'].sum():.0f} of {ppo['runs'].sum():.0f}"
+        assert f"the better of two tunings at each length, needs {needs} and solves {solved}" in text
+    ratios = ppo[steps] / learned[steps]
+    assert f"{ratios.min():.1f} to {ratios.max():.1f} times sooner" in readme
+    share = (ppo[steps] - learned[steps]) / (ppo[steps] - oracle[steps])  # of the gap to perfect credit that is closed
     assert said(", ".join(f"{x:.0%}".replace("%", " %") for x in share))
-    assert said(f"PPO, tuned at each length, needs {steps_said('one_run', 'ppo', *lengths)}")
-    assert said(f"and solves {ppo['solved_ever'].sum():.0f} of {ppo['runs'].sum():.0f}")
-    for length in lengths:  # apart by more than chance: their quartiles do not overlap
-        assert learned.loc[length, "steps_to_95_q3"] < ppo.loc[length, "steps_to_95_q1"]
+    for tuning in tunings:  # apart by more than chance: their quartiles do not overlap
+        assert (learned["steps_to_95_q3"] < tuning["steps_to_95_q1"]).all()
+    overall = results("one_run", "aggregate.csv").set_index(["score", "statistic", "algorithm"])
+    second = overall.loc["mean return over training", "P(better than PPO)", "ppo.tpe"]
+    assert said(f"ahead with a probability of {second['estimate']:.3f} [{second['low']:.3f}, {second['high']:.3f}]")
 
 
 def test_what_is_said_of_learning_in_one_run_with_the_umbrella_in_view():
@@ -823,11 +827,13 @@ def test_what_is_said_of_what_failed_in_one_run():
 
 
 def test_what_is_said_of_the_second_tuning():
-    steps = results("one_run", "ppo_tpe.csv")["steps_to_95"]
-    low, middle, high = np.percentile(steps, [25, 50, 75], method="inverted_cdf")
-    assert said(f"{middle:,.0f} [{low:,.0f}, {high:,.0f}] steps, {np.isfinite(steps).sum()}/{len(steps)}, on seeds 41")
-    winner = json.loads((ROOT / "results" / "one_run" / "hidden_50__ppo.json").read_text())
-    assert (winner["gamma"], winner["gae_lambda"]) == (1, 1)
+    for family in ("hidden_50", "hidden_200"):
+        trials = results("one_run", f"{family}__ppo.csv")
+        assert (len(trials), trials["failure"].notna().sum()) == (64, 0)
+        best = trials.loc[trials["value_of_all_seeds"].idxmax()]
+        winner = json.loads((ROOT / "results" / "one_run" / f"{family}__ppo.json").read_text())
+        assert all(float(best[name]) == pytest.approx(value) for name, value in winner.items())
+        assert (winner["gamma"], winner["gae_lambda"]) == (1, 1)
 
 
 def test_what_is_said_of_tuning_all_arms_alike():
