@@ -757,9 +757,8 @@ def test_what_is_said_of_learning_in_one_run_with_the_umbrella_in_view():
     summary = results("one_run_in_view", "summary.csv").set_index(["algorithm", "chain_length"])
     steps, long = summary["steps_to_95_median"].unstack(0), summary.xs(200, level="chain_length")
     assert (steps["learned"] <= steps["ppo"]).all()
-    assert (steps["learned"] < steps["ppo"])[10:].all()
-    assert said(f"solves {long.loc['learned', 'solved_ever']} of 5 runs within 100,000 steps, in a median of")
-    assert said(f"{steps.loc[200, 'learned']:,.0f}, PPO {long.loc['ppo', 'solved_ever']} of 5.")
+    tuned = long["steps_to_95_median"]
+    assert said(f"to bring PPO to {tuned['ppo.tpe']:,.0f} steps; `learned` needs {tuned['learned']:,.0f} without")
 
 
 def test_what_is_said_of_how_many_episodes_it_takes():
@@ -827,7 +826,7 @@ def test_what_is_said_of_what_failed_in_one_run():
 
 
 def test_what_is_said_of_the_second_tuning():
-    for family in ("hidden_50", "hidden_200"):
+    for family in ("hidden_50", "hidden_200", "in_view_200"):
         trials = results("one_run", f"{family}__ppo.csv")
         assert (len(trials), trials["failure"].notna().sum()) == (64, 0)
         best = trials.loc[trials["value_of_all_seeds"].idxmax()]
