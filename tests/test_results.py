@@ -927,6 +927,48 @@ def test_what_is_said_of_cartpole_paid_at_the_end(monkeypatch):
     assert all(settings["same"][name] == settings["lirpg"][name] for name in shared)
 
 
+def test_what_is_said_of_tuning_with_a_delay():
+    folder = ROOT / "results" / "delayed_tuned"
+    trials = {
+        arm: results("delayed_tuned", f"hopper__{arm}.csv").set_index("number") for arm in ("ppo", "lirpg", "uniform")
+    }
+    shared = list(tomllib.loads((folder / "tune.toml").read_text())["space"])
+    for arm, table in trials.items():
+        assert (len(table), table["failure"].notna().sum()) == (16, 0)
+        assert table[shared][:10].equals(trials["ppo"][shared][:10])
+        best = table.loc[table["value_of_all_seeds"].idxmax()]
+        winner = json.loads((folder / f"hopper__{arm}.json").read_text())
+        assert all(best[name] == pytest.approx(value) for name, value in winner.items())
+        assert set(shared) <= set(winner)
+    winner = json.loads((folder / "hopper__ppo.json").read_text())
+    assert (winner["gamma"], winner["gae_lambda"]) == (0.999, 1)
+    ppo, lirpg, uniform = (table["value_at_rung"][:10] for table in trials.values())
+    for other, name in ((lirpg, "lirpg"), (uniform, "uniform")):
+        assert said(f"`{name}` {other.mean():.0f}, ahead on {(other > ppo).sum()} of 10")
+    assert said(f"a mean return of {ppo.mean():.0f} over the first 65,536 steps")
+    runs = results("delayed_tuned", "runs.csv").groupby("algorithm")
+    means = runs["mean_return"].agg(sorted)
+    assert (runs.size() == 5).all()
+    assert means["lirpg"][-1] < means["delayed"][0]
+    summary = results("delayed_tuned", "summary.csv").set_index("algorithm")
+    delayed, dense = (f"{summary.loc[arm, 'mean_return_iqm']:,.0f}" for arm in ("delayed", "dense"))
+    assert said(f"mean returns over training of {delayed} with it, of {dense} without")
+    finals = runs["final_return"].agg(sorted)
+    assert finals["uniform"][1] < 1_000 < 2_600 < finals["uniform"][2]
+    assert finals["delayed"][3] < 2_000 < finals["delayed"][4]
+    assert summary.loc["uniform", "mean_return_low"] < summary.loc["delayed", "mean_return_high"]
+    others = [
+        [
+            results(study, f"{family}__{arm}.csv").set_index("learning_rate")["value_at_rung"][:10]
+            for arm in ("uniform", "ppo")
+        ]
+        for study, family in (("one_run", "hidden_50"), ("cartpole", "episodic"))
+    ]
+    ahead = (uniform > ppo).sum() + sum((x > y.loc[x.index]).sum() for x, y in others)
+    assert said(f"ahead of PPO at {ahead} of 30 random settings")
+    assert f"ahead of PPO at {ahead} of 30 random settings" in " ".join(README.split())
+
+
 def test_what_is_said_of_continuous_control():
     for env_id in ("Hopper-v4", "Walker2d-v4", "HalfCheetah-v4"):
         first, second = results("delayed", f"{env_id}/runs.csv")["final_return"]
