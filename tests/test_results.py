@@ -731,7 +731,7 @@ def test_what_is_said_of_learning_in_one_run():
     lengths = 50, 100, 200, 500
     summary = results("one_run", "summary.csv").set_index(["algorithm", "chain_length"])
     learned, oracle = summary.loc["learned"], summary.loc["oracle"]
-    tunings = [summary.loc[[arm]].droplevel(0) for arm in ("ppo", "ppo.tpe")]
+    tunings = summary.loc["ppo"], summary.loc["ppo.tpe"]
     ppo = pd.concat(
         [min(tunings, key=lambda x: x.loc[length, "steps_to_95_median"]).loc[[length]] for length in lengths]
     )
@@ -940,8 +940,12 @@ def test_what_is_said_of_tuning_with_a_delay():
         winner = json.loads((folder / f"hopper__{arm}.json").read_text())
         assert all(best[name] == pytest.approx(value) for name, value in winner.items())
         assert set(shared) <= set(winner)
-    winner = json.loads((folder / "hopper__ppo.json").read_text())
-    assert (winner["gamma"], winner["gae_lambda"]) == (0.999, 1)
+    winners = [json.loads((folder / f"hopper__{arm}.json").read_text()) for arm in ("ppo", "lirpg")]
+    assert (winners[0]["gamma"], winners[0]["gae_lambda"], winners[1]["extrinsic_coef"]) == (0.999, 1, 1)
+    options = tomllib.loads((folder / "tune.toml").read_text())["families"]["hopper"]["options"]
+    common = json.loads((folder / "common.json").read_text())
+    for option, value in common.items():  # tuned with what the runs have
+        assert float(re.search(rf"--{option.replace('_', '-')} (\S+)", options)[1]) == value
     ppo, lirpg, uniform = (table["value_at_rung"][:10] for table in trials.values())
     for other, name in ((lirpg, "lirpg"), (uniform, "uniform")):
         assert said(f"`{name}` {other.mean():.0f}, ahead on {(other > ppo).sum()} of 10")
@@ -953,6 +957,8 @@ def test_what_is_said_of_tuning_with_a_delay():
     summary = results("delayed_tuned", "summary.csv").set_index("algorithm")
     delayed, dense = (f"{summary.loc[arm, 'mean_return_iqm']:,.0f}" for arm in ("delayed", "dense"))
     assert said(f"mean returns over training of {delayed} with it, of {dense} without")
+    untuned = results("delayed", "Hopper-v5/summary.csv").set_index("algorithm")
+    assert said(f"it has {untuned.loc['dense', 'mean_return_iqm']:,.0f}.")
     finals = runs["final_return"].agg(sorted)
     assert finals["uniform"][1] < 1_000 < 2_600 < finals["uniform"][2]
     assert finals["delayed"][3] < 2_000 < finals["delayed"][4]
