@@ -215,16 +215,17 @@ def test_the_committed_networks_pay_the_first_step_for_the_last_reward(name, lea
 
 
 def test_the_networks_that_no_meta_gradient_has_made(monkeypatch):
-    """The committed oracle is the one that the script makes; the supervised attention never sees a reward."""
+    """The committed oracles are those that the script makes; the supervised attention never sees a reward."""
     folder = Path(__file__).parents[1] / "results" / "carry_over"
     spec = importlib.util.spec_from_file_location("other_teachers", folder / "other_teachers.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     monkeypatch.setattr(script, "EPISODES", 200)
     monkeypatch.setattr(script, "EPOCHS", 2)
-    committed = torch.load(folder / "oracle.pt", weights_only=True)["parameters"]
-    made = script.oracle().state_dict()
-    assert all(torch.equal(made[name], committed[name]) for name in committed)
+    for study, obs_dim in (("carry_over", 3), ("one_run_bsuite", 23)):
+        committed = torch.load(folder.parent / study / "oracle.pt", weights_only=True)["parameters"]
+        made = script.oracle(obs_dim).state_dict()
+        assert all(torch.equal(made[name], committed[name]) for name in committed)
     irn = script.supervised(1)
     assert not irn.embed.weight[:, 3].any()
     assert irn.embed.weight[:, 4].any()

@@ -1,6 +1,6 @@
 """The study's networks that no meta-gradient has made, each written as an irn.pt.
 
-    python results/carry_over/other_teachers.py oracle                          # results/carry_over/oracle.pt
+    python results/carry_over/other_teachers.py oracle                   # results/{carry_over,one_run_bsuite}/oracle.pt
     python results/carry_over/other_teachers.py supervised runs/carry_over      # OUT/supervised/{1 ... 20}.pt
 
 oracle: set by hand. Every reward goes to its episode's first step.
@@ -61,12 +61,12 @@ def supervised(seed):
     return irn
 
 
-def oracle():
+def oracle(obs_dim):
     _, action_space = collect(1)
-    irn = metairn.IntrinsicRewardNetwork(3, action_space, "redistribution")
+    irn = metairn.IntrinsicRewardNetwork(obs_dim, action_space, "redistribution")
     for p in irn.parameters():
         p.data.zero_()
-    irn.embed.weight.data[0, 3 + 1], irn.embed.bias.data[0] = -100, 10  # h[0] is 1 at time 0 and -1 after
+    irn.embed.weight.data[0, obs_dim + 1], irn.embed.bias.data[0] = -100, 10  # h[0] is 1 at time 0 and -1 after
     irn.query.weight.data[0, 0], irn.key.bias.data[0] = 100, 1
     return irn
 
@@ -74,7 +74,8 @@ def oracle():
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "oracle":
-        write(oracle(), Path(__file__).parent / "oracle.pt")
+        for study, n_distractor in (("carry_over", 0), ("one_run_bsuite", 20)):
+            write(oracle(3 + n_distractor), Path(__file__).parents[1] / study / "oracle.pt")
     else:
         for seed in map(int, sys.argv[3:] or range(1, 21)):
             write(supervised(seed), Path(sys.argv[2], "supervised", f"{seed}.pt"))
