@@ -222,7 +222,7 @@ def test_the_networks_that_no_meta_gradient_has_made(monkeypatch):
     spec.loader.exec_module(script)
     monkeypatch.setattr(script, "EPISODES", 200)
     monkeypatch.setattr(script, "EPOCHS", 2)
-    for study, obs_dim in (("carry_over", 3), ("one_run_bsuite", 23)):
+    for study, obs_dim in (("carry_over", 3), ("bsuite", 23)):
         committed = torch.load(folder.parent / study / "oracle.pt", weights_only=True)["parameters"]
         made = script.oracle(obs_dim).state_dict()
         assert all(torch.equal(made[name], committed[name]) for name in committed)

@@ -827,13 +827,39 @@ def test_what_is_said_of_what_failed_in_one_run():
 
 
 def test_what_is_said_of_the_second_tuning():
-    for family in ("hidden_50", "hidden_200", "in_view_200"):
+    for family in ("hidden_50", "hidden_200", "in_view_200", "bsuite_20"):
         trials = results("one_run", f"{family}__ppo.csv")
         assert (len(trials), trials["failure"].notna().sum()) == (64, 0)
         best = trials.loc[trials["value_of_all_seeds"].idxmax()]
         winner = json.loads((ROOT / "results" / "one_run" / f"{family}__ppo.json").read_text())
         assert all(float(best[name]) == pytest.approx(value) for name, value in winner.items())
-        assert (winner["gamma"], winner["gae_lambda"]) == (1, 1)
+        assert (winner["gamma"], winner["gae_lambda"]) == (1, 0.9 if family == "bsuite_20" else 1)
+
+
+def test_what_is_said_of_bsuites_rewards():
+    readme = " ".join(README.split())
+    aggregate = results("bsuite", "aggregate.csv").query("score == 'mean return over training'")
+    aggregate = aggregate.set_index(["statistic", "algorithm"])[["estimate", "low", "high"]]
+    of = {name: "{:.3f} [{:.3f}, {:.3f}]".format(*row) for name, row in aggregate.iterrows()}
+    share, better = of["gap closed", "carried"], of["P(better than PPO)", "carried"]
+    assert f"closes {share} of the gap between tuned PPO and perfect credit" in readme
+    assert said(
+        f"closes {share} of the gap between tuned PPO and perfect credit, and is better than PPO with a probability"
+    )
+    assert said(f"of {better}; the network as it begins, {of['gap closed', 'uniform']}; learned within the run,")
+    assert said(f"learned within the run, {of['gap closed', 'learned']}")
+    runs = results("bsuite", "runs.csv").groupby("algorithm")
+    success = {arm: f"{x + 1e-9:.2f}" for arm, x in runs["final_success"].median().items()}  # halves go up
+    assert f"success rate is {success['carried']}, PPO's {success['ppo']}." in readme
+    assert said(f"{success['carried']} for `carried`, {success['carried.ppo']} with the settings")
+    assert said(f"(`carried.ppo`, {of['gap closed', 'carried.ppo']} of the gap)")
+    assert said(", ".join(f"{success[arm]} for `{arm}`" for arm in ("ppo", "uniform", "learned", "oracle")))
+    least, most = runs["first_to_last"].min(), runs["first_to_last"].max()
+    assert said(f"{least['carried']:.2f} to {most['carried']:.2f} on the first step, untrained {most['uniform']:.2f}")
+    assert said(f"even with perfect credit {runs['solved_at_end'].sum()['oracle']} of 10 runs are solved at the end")
+    first, last = results("bsuite/teachers", "held.csv")["episodes"].agg(["min", "max"])
+    assert said(f"after {first:,} to {last:,} episodes: {10 * first:,} to {10 * last:,} steps")
+    assert len(results("bsuite/teachers", "held.csv")) == 20
 
 
 def test_what_is_said_of_tuning_all_arms_alike():

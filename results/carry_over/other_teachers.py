@@ -1,6 +1,6 @@
 """The study's networks that no meta-gradient has made, each written as an irn.pt.
 
-    python results/carry_over/other_teachers.py oracle                   # results/{carry_over,one_run_bsuite}/oracle.pt
+    python results/carry_over/other_teachers.py oracle                   # results/{carry_over,bsuite}/oracle.pt
     python results/carry_over/other_teachers.py supervised runs/carry_over      # OUT/supervised/{1 ... 20}.pt
 
 oracle: set by hand. Every reward goes to its episode's first step.
@@ -74,7 +74,7 @@ def oracle(obs_dim):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "oracle":
-        for study, n_distractor in (("carry_over", 0), ("one_run_bsuite", 20)):
+        for study, n_distractor in (("carry_over", 0), ("bsuite", 20)):
             write(oracle(3 + n_distractor), Path(__file__).parents[1] / study / "oracle.pt")
     else:
         for seed in map(int, sys.argv[3:] or range(1, 21)):
