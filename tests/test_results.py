@@ -956,25 +956,26 @@ def test_what_is_said_of_cartpole_paid_at_the_end(monkeypatch):
 
 def test_what_is_said_of_tuning_with_a_delay():
     folder = ROOT / "results" / "delayed_tuned"
-    trials = {
-        arm: results("delayed_tuned", f"hopper__{arm}.csv").set_index("number") for arm in ("ppo", "lirpg", "uniform")
-    }
-    shared = list(tomllib.loads((folder / "tune.toml").read_text())["space"])
+    arms = "ppo", "lirpg", "uniform", "learned"
+    trials = {arm: results("delayed_tuned", f"hopper__{arm}.csv").set_index("number") for arm in arms}
+    trials["dense"] = results("delayed_tuned", "hopper_dense__ppo.csv").set_index("number")
+    shared, winners = list(tomllib.loads((folder / "tune.toml").read_text())["space"]), {}
     for arm, table in trials.items():
         assert (len(table), table["failure"].notna().sum()) == (16, 0)
         assert table[shared][:10].equals(trials["ppo"][shared][:10])
         best = table.loc[table["value_of_all_seeds"].idxmax()]
-        winner = json.loads((folder / f"hopper__{arm}.json").read_text())
-        assert all(best[name] == pytest.approx(value) for name, value in winner.items())
-        assert set(shared) <= set(winner)
-    winners = [json.loads((folder / f"hopper__{arm}.json").read_text()) for arm in ("ppo", "lirpg")]
-    assert (winners[0]["gamma"], winners[0]["gae_lambda"], winners[1]["extrinsic_coef"]) == (0.999, 1, 1)
+        winners[arm] = json.loads((folder / f"hopper{'_dense__ppo' * (arm == 'dense') or f'__{arm}'}.json").read_text())
+        assert all(best[name] == pytest.approx(value) for name, value in winners[arm].items())
+        assert set(shared) <= set(winners[arm])
+    ppo, lirpg, uniform, learned, _ = winners.values()
+    assert (ppo["gamma"], ppo["gae_lambda"], lirpg["extrinsic_coef"]) == (0.999, 1, 1)
+    assert uniform.items() <= learned.items()  # the same settings
     options = tomllib.loads((folder / "tune.toml").read_text())["families"]["hopper"]["options"]
     common = json.loads((folder / "common.json").read_text())
     for option, value in common.items():  # tuned with what the runs have
         assert float(re.search(rf"--{option.replace('_', '-')} (\S+)", options)[1]) == value
-    ppo, lirpg, uniform = (table["value_at_rung"][:10] for table in trials.values())
-    for other, name in ((lirpg, "lirpg"), (uniform, "uniform")):
+    ppo, lirpg, uniform, learned, _ = (table["value_at_rung"][:10] for table in trials.values())
+    for other, name in ((lirpg, "lirpg"), (uniform, "uniform"), (learned, "learned")):
         assert said(f"`{name}` {other.mean():.0f}, ahead on {(other > ppo).sum()} of 10")
     assert said(f"a mean return of {ppo.mean():.0f} over the first 65,536 steps")
     runs = results("delayed_tuned", "Hopper-v5/runs.csv").groupby("algorithm")
