@@ -756,10 +756,15 @@ def test_what_is_said_of_learning_in_one_run():
 
 def test_what_is_said_of_learning_in_one_run_with_the_umbrella_in_view():
     summary = results("one_run_in_view", "summary.csv").set_index(["algorithm", "chain_length"])
-    steps, long = summary["steps_to_95_median"].unstack(0), summary.xs(200, level="chain_length")
+    steps = summary["steps_to_95_median"].unstack(0)
     assert (steps["learned"] <= steps["ppo"]).all()
-    tuned = long["steps_to_95_median"]
-    assert said(f"to bring PPO to {tuned['ppo.tpe']:,.0f} steps; `learned` needs {tuned['learned']:,.0f} without")
+    cells = {(arm, length): f"{steps.loc[length, arm]:,.0f}" for arm in ("ppo.tpe", "learned") for length in (50, 200)}
+    assert said(f"that brings PPO to {cells['ppo.tpe', 200]} steps, of `learned`'s {cells['learned', 200]}; at L = 50")
+    assert said(
+        f"at L = 50 to {cells['ppo.tpe', 50]}, before `learned`'s {cells['learned', 50]}, and one of the 5 runs"
+    )
+    assert summary.loc["ppo.tpe", "solved_ever"].tolist() == [5, 5]
+    assert summary.loc[("ppo.tpe", 50), "solved_at_end"] == 4
 
 
 def test_what_is_said_of_how_many_episodes_it_takes():
@@ -827,13 +832,20 @@ def test_what_is_said_of_what_failed_in_one_run():
 
 
 def test_what_is_said_of_the_second_tuning():
-    for family in ("hidden_50", "hidden_200", "in_view_200", "bsuite_20"):
+    sights = {
+        "hidden_50": (1, 1),
+        "hidden_200": (1, 1),
+        "in_view_50": (0.999, 1),
+        "in_view_200": (1, 1),
+        "bsuite_20": (1, 0.9),
+    }
+    for family, sight in sights.items():
         trials = results("one_run", f"{family}__ppo.csv")
         assert (len(trials), trials["failure"].notna().sum()) == (64, 0)
         best = trials.loc[trials["value_of_all_seeds"].idxmax()]
         winner = json.loads((ROOT / "results" / "one_run" / f"{family}__ppo.json").read_text())
         assert all(float(best[name]) == pytest.approx(value) for name, value in winner.items())
-        assert (winner["gamma"], winner["gae_lambda"]) == (1, 0.9 if family == "bsuite_20" else 1)
+        assert (winner["gamma"], winner["gae_lambda"]) == sight
 
 
 def test_what_is_said_of_bsuites_rewards():
