@@ -992,16 +992,29 @@ def test_what_is_said_of_tuning_with_a_delay():
     assert said(f"a mean return of {ppo.mean():.0f} over the first 65,536 steps")
     runs = results("delayed_tuned", "Hopper-v5/runs.csv").groupby("algorithm")
     means = runs["mean_return"].agg(sorted)
-    assert runs.size().to_dict() == {"delayed": 20, "dense": 5, "lirpg": 5, "uniform": 20}
+    sizes = {"delayed": 20, "dense": 5, "dense.tuned": 5, "learned": 8, "lirpg": 5, "uniform": 20}
+    assert runs.size().to_dict() == sizes
     assert means["lirpg"][-1] < means["delayed"][0]
-    ahead = np.greater.outer(means["uniform"], means["delayed"])
     summary = results("delayed_tuned", "Hopper-v5/summary.csv").set_index("algorithm")
-    delayed, dense = (f"{summary.loc[arm, 'mean_return_iqm']:,.0f}" for arm in ("delayed", "dense"))
-    assert said(f"mean returns over training of {delayed} with it, of {dense} without")
+    mean = {arm: f"{summary.loc[arm, 'mean_return_iqm']:,.0f}" for arm in sizes}
+    assert said(
+        f"of {mean['delayed']} with it, of {mean['dense']} without, of {mean['dense.tuned']} without it and tuned"
+    )
     untuned = results("delayed", "Hopper-v5/summary.csv").set_index("algorithm")
-    assert said(f"it has {untuned.loc['dense', 'mean_return_iqm']:,.0f}.")
-    spread = f"{summary.loc['uniform', 'mean_return_iqm']:,.0f}"
-    assert said(f"does not help**: {spread} against {delayed}, ahead in {ahead.sum()} of {ahead.size} pairs of runs")
+    assert said(f"`dense` has {untuned.loc['dense', 'mean_return_iqm']:,.0f}.")
+
+    def pairs(one, other):
+        ahead = np.greater.outer(means[one], means[other])
+        return f"{ahead.sum()} of {ahead.size} pairs"
+
+    spread = f"does not help**: {mean['uniform']} against {mean['delayed']}, ahead in {pairs('uniform', 'delayed')}"
+    assert said(f"{spread} of runs")
+    assert said(f"help either**: {mean['learned']}, ahead of `delayed` in {pairs('learned', 'delayed')} of runs, of")
+    assert said(f"for it too, in {pairs('learned', 'uniform')}.")
+    for arm in ("delayed", "uniform"):
+        assert summary.loc["learned", "mean_return_low"] < summary.loc[arm, "mean_return_high"]
+    best = {arm: f"{table['value_of_all_seeds'].max():.0f}" for arm, table in trials.items()}
+    assert said("({learned}, `dense.tuned` {dense}, `uniform` {uniform}, `delayed` {ppo})".format(**best))
     first = results("delayed_tuned", "Hopper-v5/runs.csv").query("seed <= 5").groupby("algorithm")["mean_return"]
     five = {arm: f"{plot_results.iqm(x.to_numpy()[:, None])[0]:,.0f}" for arm, x in first}
     assert said(f"had it ahead, {five['uniform']} against {five['delayed']}; the other fifteen")
