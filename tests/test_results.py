@@ -805,8 +805,6 @@ def test_what_is_said_of_what_failed_in_one_run():
     assert first.startswith("5")
     assert said(f"{np.isinf(one).sum()} of its {len(one)} runs (seeds 1 to 7;")
     assert said(f"{np.isinf(two).sum()} of {len(two)} (seeds 21 to 37)")
-    evidence = results("one_run", "bsuite.csv")
-    assert said(f"never exceeded {evidence['evidence'].max() + 0.05:.1f} in {evidence['episodes'].max()} episodes")
     steps = results("one_run", "at_once.csv").groupby("chain_length")["steps_to_95"].apply(sorted)
     assert said(
         f"in {steps[50][0]:,.0f} to {steps[50][-2]:,.0f} steps on {np.isfinite(steps[50]).sum()} of {len(steps[50])}"
@@ -869,9 +867,18 @@ def test_what_is_said_of_bsuites_rewards():
     least, most = runs["first_to_last"].min(), runs["first_to_last"].max()
     assert said(f"{least['carried']:.2f} to {most['carried']:.2f} on the first step, untrained {most['uniform']:.2f}")
     assert said(f"even with perfect credit {runs['solved_at_end'].sum()['oracle']} of 10 runs are solved at the end")
-    first, last = results("bsuite/teachers", "held.csv")["episodes"].agg(["min", "max"])
-    assert said(f"after {first:,} to {last:,} episodes: {10 * first:,} to {10 * last:,} steps")
-    assert len(results("bsuite/teachers", "held.csv")) == 20
+    held = results("bsuite", "evidence.csv")
+    assert held.groupby("seed")["global_step"].max().tolist() == 10 * [12_000]
+    assert said(
+        f"never exceeds {held['evidence'].max() + 0.05:.1f} in {12_000 // 20} episodes, and {ppo_metairn.EVIDENCE:.0f}"
+    )
+    assert f"no evidence within {12_000 // 20} episodes, on {held['seed'].nunique()} of 10 seeds" in readme
+    taught = results("bsuite/teachers", "evidence.csv").groupby("seed").last()
+    least = np.maximum(ppo_metairn.EVIDENCE, ppo_metairn.MARGIN * (taught["ppo_evidence"] + 1))
+    assert len(taught) == 20
+    assert (taught["evidence"] > least).all()
+    first, last = taught["global_step"].agg(["min", "max"])
+    assert said(f"after {first // 10:,} to {last // 10:,} episodes: {first:,} to {last:,} steps")
 
 
 def test_what_is_said_of_tuning_all_arms_alike():
@@ -969,14 +976,14 @@ def test_what_is_said_of_cartpole_paid_at_the_end(monkeypatch):
 def test_what_is_said_of_tuning_with_a_delay():
     folder = ROOT / "results" / "delayed_tuned"
     arms = "ppo", "lirpg", "uniform", "learned"
-    trials = {arm: results("delayed_tuned", f"hopper__{arm}.csv").set_index("number") for arm in arms}
-    trials["dense"] = results("delayed_tuned", "hopper_dense__ppo.csv").set_index("number")
+    names = {arm: f"hopper__{arm}" for arm in arms} | {"dense": "hopper_dense__ppo"}
+    trials = {arm: results("delayed_tuned", f"{name}.csv").set_index("number") for arm, name in names.items()}
     shared, winners = list(tomllib.loads((folder / "tune.toml").read_text())["space"]), {}
     for arm, table in trials.items():
         assert (len(table), table["failure"].notna().sum()) == (16, 0)
         assert table[shared][:10].equals(trials["ppo"][shared][:10])
         best = table.loc[table["value_of_all_seeds"].idxmax()]
-        winners[arm] = json.loads((folder / f"hopper{'_dense__ppo' * (arm == 'dense') or f'__{arm}'}.json").read_text())
+        winners[arm] = json.loads((folder / f"{names[arm]}.json").read_text())
         assert all(best[name] == pytest.approx(value) for name, value in winners[arm].items())
         assert set(shared) <= set(winners[arm])
     ppo, lirpg, uniform, learned, _ = winners.values()
