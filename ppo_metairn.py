@@ -92,7 +92,7 @@ class Args:
     reward_scale: float = 0.1  # rewards times this are learned from, so that returns are near 1 (logs: not scaled)
 
     # The intrinsic reward
-    irn: str = "redistribution"  # redistribution: moves reward in time; attention: SAIR, MetaIRN; mlp: LIRPG
+    irn: str = "redistribution"  # moves reward in time; kernel: by elapsed time alone; attention: MetaIRN; mlp: LIRPG
     irn_from: str | None = None  # begin with this network: a run folder or an irn.pt; {seed} stands for this run's seed
     held_steps: int | None = None  # hold the policy until the reward helps; so long at most (default: 1/5 of the run)
     meta_learning_rate: float = 1e-2  # Adam's step size for the intrinsic reward network; 0: it stays as it is
@@ -177,17 +177,18 @@ def flat_parameters(module):
 
 
 class IntrinsicRewardNetwork(nn.Module):
-    """r_in for every step of the episodes in a rollout. Three kinds:
+    """r_in for every step of the episodes in a rollout. Four kinds:
 
     redistribution: moves extrinsic reward in time and creates none. Each step's reward is spread over the steps of its
         episode by weights that sum to 1, so r_in sums to 0 in every episode. No value path, no head: nothing can drift.
         The pairwise weights of Zheng et al. (AAAI 2022) as a zero-sum attention; their logits are scaled by the log of
         the episode's length, so that attention is as sharp on long episodes as on short ones (Nakanishi 2025).
+    kernel: the same with weights that depend on the time between the two steps alone, so that it fits any environment.
     attention: self-attention and a linear head (MetaIRN, section 3) over observations, actions, rewards and times.
     mlp: LIRPG's r_in(s_t, a_t), of one step's observation and action.
 
-    The first two see the whole episode, earlier and later steps, and nothing else. An episode that the rollout's start
-    or end cuts is seen, and its time counted, as far as the rollout reaches.
+    All but mlp see the whole episode, earlier and later steps, and nothing else. An episode that the rollout's start or
+    end cuts is seen, and its time counted, as far as the rollout reaches.
     """
 
     def __init__(self, obs_dim, action_space, kind, dim=32):
@@ -200,6 +201,11 @@ class IntrinsicRewardNetwork(nn.Module):
             self.embed = layer_init(nn.Linear(obs_dim + 3, dim), std=1.0)
             self.query = layer_init(nn.Linear(dim, dim), std=0.1)  # at first the weights are nearly uniform
             self.key = layer_init(nn.Linear(dim, dim), std=1.0)
+        elif kind == "kernel":
+            self.config = {"kind": kind}
+            self.net = nn.Sequential(nn.Linear(1, dim), nn.Tanh(), layer_init(nn.Linear(dim, 1), std=0.01))
+            nn.init.normal_(self.net[0].weight, std=3.0)  # features that bend at all times between
+            nn.init.uniform_(self.net[0].bias, -3.0, 3.0)
         elif kind == "attention":
             self.embed = layer_init(nn.Linear(obs_dim + action_dim + 2, dim), std=1.0)
             self.qkv = layer_init(nn.Linear(dim, 3 * dim), std=1.0)
@@ -219,12 +225,17 @@ class IntrinsicRewardNetwork(nn.Module):
             return self.net(torch.cat([obs, actions], -1)).squeeze(-1), weights
         episode, time = episodes_and_times(dones)  # [T, N]
         same = episode.T[:, :, None] == episode.T[:, None, :]  # [N, T, T] both steps belong to one episode
-        if self.kind == "redistribution":
-            length = same.sum(-1).T  # [T, N] of the step's episode
+        length = same.sum(-1).T  # [T, N] of the step's episode
+        if self.kind == "kernel":
+            step = torch.arange(T, dtype=rewards.dtype, device=rewards.device)
+            ago = step.unsqueeze(-1) - step  # [source, destination] steps since the destination, negative: until
+            scores = self.net((ago.sign() * ago.abs().log1p() / 3).unsqueeze(-1)).squeeze(-1)
+        elif self.kind == "redistribution":
             times = torch.stack([time, length - 1 - time], -1).log1p() / 3  # [T, N, 2] since its start, to its end
             h = torch.cat([obs, rewards.unsqueeze(-1), times], -1)  # [T, N, features]
             h = self.embed(h.transpose(0, 1)).tanh()  # [N, T, dim]
             scores = self.key(h) @ self.query(h).transpose(-1, -2) / math.sqrt(h.shape[-1])  # [N, source, destination]
+        if self.kind in ("redistribution", "kernel"):
             scores = scores * (length.T.log() / math.log(10)).unsqueeze(-1)
             weights = scores.masked_fill(~same, -math.inf).softmax(-1)  # [N, T, T] a source's weights sum to 1
             return (rewards.T.unsqueeze(1) @ weights).squeeze(1).T - rewards, weights.transpose(1, 2).unsqueeze(1)
@@ -715,7 +726,8 @@ def check(args, names, valid, must):
 
 def check_irn_args(args):
     """Fails, naming the flag, on values of the intrinsic reward's arguments that no run could use."""
-    check(args, "irn", ["redistribution", "attention", "mlp"].__contains__, "be redistribution, attention or mlp")
+    kinds = "redistribution", "kernel", "attention", "mlp"
+    check(args, "irn", kinds.__contains__, "be redistribution, kernel, attention or mlp")
     check(args, "outer_batch", ["same", "held-out"].__contains__, "be same or held-out")
     coefs = "meta_learning_rate intrinsic_coef extrinsic_coef"
     check(args, coefs, lambda x: math.isfinite(x) and x >= 0, "be a finite number of at least 0")
@@ -728,7 +740,7 @@ def check_irn_args(args):
         fail("--held-steps needs --irn redistribution, meta_learning_rate > 0, num_envs >= 6 and no --irn-from")
     if args.intrinsic_coef == args.extrinsic_coef == 0:
         fail("--intrinsic-coef and --extrinsic-coef are both 0: the policy would have no reward to learn from")
-    if args.irn == "redistribution" and args.extrinsic_coef == 0:
+    if args.irn in kinds[:2] and args.extrinsic_coef == 0:
         fail("--extrinsic-coef 0 needs --irn attention or mlp: a redistributed reward alone sums to 0 in every episode")
     if args.learns_at_once and args.outer_batch == "held-out" and args.num_minibatches == 1:
         fail("--outer-batch held-out needs num_minibatches of at least 2: one to learn from, one that is held out")

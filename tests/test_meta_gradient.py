@@ -41,7 +41,7 @@ def make_problem(env_id, kind, num_envs=6, T=8):
 
 @pytest.mark.parametrize("inner_steps", [1, 3])
 @pytest.mark.parametrize("env_id", ["umbrella_env:UmbrellaLength-v0", "Pendulum-v1"], ids=["discrete", "continuous"])
-@pytest.mark.parametrize("kind", ["redistribution", "attention", "mlp"])
+@pytest.mark.parametrize("kind", ["redistribution", "kernel", "attention", "mlp"])
 def test_whole_chain_against_finite_differences(float64, kind, env_id, inner_steps):
     """IRN -> mixed GAE -> normalized advantage -> clipped PPO loss -> clipped gradient -> Adam -> ... -> outer loss."""
     args, actor, irn, data = make_problem(env_id, kind)
@@ -155,7 +155,7 @@ def test_a_gradient_of_exactly_zero_gives_no_nan(dtype):
     assert grad.isfinite()
 
 
-@pytest.mark.parametrize("kind", ["redistribution", "attention", "mlp"])
+@pytest.mark.parametrize("kind", ["redistribution", "kernel", "attention", "mlp"])
 def test_meta_gradient_is_finite_when_the_umbrella_is_hidden(kind):
     args, actor, irn, data = make_problem("umbrella_env:UmbrellaLength-v0", kind)
     obs = data.obs.clone()

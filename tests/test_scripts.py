@@ -421,7 +421,7 @@ def test_credit_is_carried_over_to_longer_episodes_of_the_inverted_task(cli, tmp
     assert_same(dict(taught["parameters"]), dict(kept["parameters"]))  # frozen: not a bit has changed
 
 
-@pytest.mark.parametrize("irn", ["redistribution", "attention", "mlp"])
+@pytest.mark.parametrize("irn", ["redistribution", "kernel", "attention", "mlp"])
 def test_irn_pt_round_trip(cli, tmp_path, irn):
     """Training goes on from the network as it was, whether the folder or the file is named."""
     flags = [*TINY, "--total-timesteps", 64, "--irn", irn]
@@ -697,11 +697,12 @@ def test_bad_input(script, cli, tmp_path, capsys, flags, named):
     [
         (["--intrinsic-coef", -1], "--intrinsic-coef must be"),
         (["--intrinsic-coef", 0, "--extrinsic-coef", 0], "both 0"),
-        (["--irn", "lstm"], "--irn must be redistribution, attention or mlp, got lstm"),
+        (["--irn", "lstm"], "--irn must be redistribution, kernel, attention or mlp, got lstm"),
         (["--extrinsic-coef", 0], "--extrinsic-coef 0 needs --irn attention or mlp"),
+        (["--extrinsic-coef", 0, "--irn", "kernel"], "--extrinsic-coef 0 needs --irn attention or mlp"),
         (["--outer-batch", "other"], "--outer-batch must be same or held-out"),
         (["--held-steps", -1], "--held-steps must be at least 0"),
-        (["--held-steps", 100, "--irn", "mlp"], "--held-steps needs --irn redistribution"),
+        (["--held-steps", 100, "--irn", "kernel"], "--held-steps needs --irn redistribution"),
         (["--num-minibatches", 1, "--irn", "mlp"], "--outer-batch held-out needs num_minibatches of at least 2"),
         (["--outer-gamma", 1.1], "--outer-gamma must lie in [0, 1]"),
     ],
