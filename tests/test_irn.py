@@ -180,6 +180,17 @@ def test_a_kernel_that_is_taught_pays_the_steps_that_earned():
     assert row["learned"] > row["before"]
 
 
+def test_the_window_pays_the_steps_of_the_delay_in_equal_shares():
+    script = runpy.run_path(str(Path(__file__).parents[1] / "results" / "delayed_tuned" / "teach.py"))
+    rewards, dones = torch.zeros(50, 1), torch.zeros(50, 1)
+    rewards[39], rewards[49] = 1, 2
+    r_in, _ = script["window"](20)(torch.zeros(50, 1, 1), torch.zeros(50, 1, dtype=torch.long), rewards, dones)
+    expected = torch.zeros(50, 1)
+    expected[20:40] += 1 / 20
+    expected[30:50] += 2 / 20
+    torch.testing.assert_close(rewards + r_in, expected)
+
+
 def test_mlp_reads_one_state_and_action():
     irn, episodes = make_irn(kind="mlp"), make_episodes()
     before, attention = irn(*episodes)

@@ -476,7 +476,7 @@ def test_the_studies_arms_are_those_of_the_settings(path):
             stored = json.loads((ROOT / word[1:]).read_text())
             flags = [f"--{option.replace('_', '-')} {value}" for option, value in stored.items()]
             options[options.index(word)] = " ".join(flags)
-        options = " ".join(options).replace("{out}", f"runs/{path.parent.name}")
+        options = " ".join(options).replace("{out}", f"runs/{path.parent.relative_to(ROOT / 'results')}")
         said = dict(re.findall(r"--(\S+)(?: (?!--)(\S+))?", options)) | {"total-timesteps": steps}
         for option, value in said.items():
             if option.replace("-", "_") in plot_results.DIFFER:  # not in settings
@@ -999,7 +999,7 @@ def test_what_is_said_of_tuning_with_a_delay():
     assert said(f"a mean return of {ppo.mean():.0f} over the first 65,536 steps")
     runs = results("delayed_tuned", "Hopper-v5/runs.csv").groupby("algorithm")
     means = runs["mean_return"].agg(sorted)
-    sizes = {"delayed": 20, "dense": 5, "dense.tuned": 5, "learned": 8, "lirpg": 5, "uniform": 20}
+    sizes = {"carried": 5, "delayed": 20, "dense": 5, "dense.tuned": 5, "learned": 8, "lirpg": 5, "uniform": 20}
     assert runs.size().to_dict() == sizes
     assert means["lirpg"][-1] < means["delayed"][0]
     summary = results("delayed_tuned", "Hopper-v5/summary.csv").set_index("algorithm")
@@ -1051,3 +1051,69 @@ def test_what_is_said_of_continuous_control():
     assert said(f"MetaIRN frozen {frozen:,.0f}, with `mlp`, which learns at every minibatch, {mlp}")
     assert ppo > 1.5 * peer
     assert min(frozen, mlp) > ppo / 4
+
+
+def test_what_is_said_of_credit_carried_over_to_halfcheetah():
+    folder = ROOT / "results" / "delayed_tuned"
+    trials = {
+        name: results("delayed_tuned", f"halfcheetah{name}.csv") for name in ("__ppo", "__uniform", "_dense__ppo")
+    }
+    for name, table in trials.items():
+        assert (len(table), table["failure"].notna().sum()) == (16, 0)
+        best = table.loc[table["value_of_all_seeds"].idxmax()]
+        winner = json.loads((folder / f"halfcheetah{name}.json").read_text())
+        assert all(best[option] == pytest.approx(value) for option, value in winner.items())
+    ppo, uniform = (trials[name][:10] for name in ("__ppo", "__uniform"))
+    shared = list(tomllib.loads((folder / "tune.toml").read_text())["space"])
+    assert ppo[shared].equals(uniform[shared])
+    behind = (uniform["value_at_rung"] < ppo["value_at_rung"]).sum()
+    assert said(f"At random settings it is behind PPO on {behind} of 10")
+    assert f"behind at {behind} of 10 on HalfCheetah" in " ".join(README.split())
+    runs = results("delayed_tuned", "HalfCheetah-v5/runs.csv").groupby("algorithm")
+    sizes = {"carried": 20, "delayed": 20, "dense": 10, "dense.tuned": 10, "learned": 5, "uniform": 10, "window": 10}
+    assert runs.size().to_dict() == sizes
+    means = runs["mean_return"].agg(sorted)
+    summary = results("delayed_tuned", "HalfCheetah-v5/summary.csv").set_index("algorithm")
+
+    def interval(arm):
+        values = summary.loc[arm, ["mean_return_iqm", "mean_return_low", "mean_return_high"]]
+        return "{:,.0f} [{:,.0f}, {:,.0f}]".format(*values)
+
+    def pairs(one, other):
+        ahead = np.greater.outer(means[one], means[other])
+        return f"{ahead.sum()} of {ahead.size} pairs"
+
+    assert said(
+        f"of {interval('delayed')} with it, of {interval('dense')} without, of {interval('dense.tuned')} without it"
+    )
+    ahead = f"ahead of `delayed` in {pairs('carried', 'delayed')}"
+    assert said(f"**A kernel from Swimmer gives back part of it**: {interval('carried')}, {ahead}")
+    lost = 1 - summary.loc["delayed", "mean_return_iqm"] / summary.loc["dense", "mean_return_iqm"]
+    assert 0.4 < lost < 0.5  # "nearly half"
+    assert summary.loc["carried", "mean_return_share_low"] < 0 < summary.loc["window", "mean_return_share_low"]
+    table = (folder / "HalfCheetah-v5" / "summary.md").read_text()
+    shares = {row.split("`")[1]: row.split("|")[-2].strip() for row in table.splitlines() if row.startswith("| `")}
+    assert said(f"it closes {shares['carried']} of the gap")
+    assert said(f"`window` closes {shares['window']} of the gap between `delayed` and `dense`")
+    assert said(f"set by hand gives back {shares['window']} of that")
+    assert said(f"learned on Swimmer {shares['carried']}: likely")
+    assert f"gives back {shares['carried']}: likely" in " ".join(README.split())
+    assert said(f"`uniform` {interval('uniform')}, tuned as hard, `learned` {interval('learned')}")
+    hopper = results("delayed_tuned", "HalfCheetah-v5.hopper/summary.csv").set_index("algorithm")["mean_return_iqm"]
+    assert said(", ".join(f"`{arm}` {'has ' * (arm == 'delayed')}{x:.0f}" for arm, x in hopper.items()) + " (5 seeds)")
+    kernels = results("delayed_tuned", "kernels.csv")
+    paid = kernels["paid_to_earners"]
+    assert len(kernels) == 20
+    assert said(f"pay {paid.min():.2f} to {paid.max():.2f} of a reward (median {paid.median():.2f})")
+    assert said(f"untaught ones pay {20 / 256:.2f}")
+    ahead = (kernels["learned"] > kernels["ppo"]).sum()
+    assert said(
+        f"more than PPO alone on {ahead} of 20, {kernels['learned'].median():.1f} against {kernels['ppo'].median():.1f}"
+    )
+    assert said(f"where it was {kernels['before'].median():.1f} before")
+    walker = results("delayed_tuned", "Walker2d-v5/summary.csv").set_index("algorithm")["mean_return_iqm"]
+    arms = "delayed", "dense", "uniform", "carried"
+    assert said("(5 seeds, Hopper's settings): " + ", ".join(f"`{arm}` {walker[arm]:,.0f}" for arm in arms))
+    hopper = results("delayed_tuned", "Hopper-v5/summary.csv").set_index("algorithm").loc["carried", "mean_return_iqm"]
+    means = results("delayed_tuned", "Hopper-v5/runs.csv").groupby("algorithm")["mean_return"].agg(sorted)
+    assert said(f"On Hopper `carried` has {hopper:,.0f}, ahead of `delayed` in {pairs('carried', 'delayed')} of runs")

@@ -1,19 +1,24 @@
 """Kernels that are learned on one MuJoCo task with delayed rewards, to be carried over to another. From here:
 
-    python results/delayed_tuned/teach.py runs/delayed_tuned          # OUT/kernels/{1 ... 10}.pt, ten seconds each
+    python results/delayed_tuned/teach.py runs/delayed_tuned          # OUT/kernels/{1 ... 20}.pt, ten seconds each
+    python results/delayed_tuned/teach.py runs/delayed_tuned window   # OUT/kernels/window.pt, which is set by hand
 
 The policy is the untouched one of Swimmer-v5. Its rewards are paid every 20 steps, and --irn kernel is learned from 24
 rollouts, 49,152 steps, by the meta-gradient: PPO takes 8 full-batch steps on what the kernel makes of 20 pieces of 256
 steps; the kernel ascends what 20 others gain, of the reward as it is paid, discounted by 0.99. Two fifths of the pieces
 are neither: on these, kernels.csv says what is gained, in standard errors, with the learned kernel, with the same
 before it has learned, and by PPO alone; and which share of a reward the kernel pays to the 20 steps that earned it.
+
+window: what the delay's length alone would tell. Each reward goes to the 20 steps that earned it, in equal shares.
 """
 
 import csv
+import math
 import sys
 from pathlib import Path
 
 import torch
+from gymnasium.spaces import Discrete
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import ppo_metairn as metairn
@@ -74,15 +79,33 @@ def teach(seed):
     return irn, row | {"learned": evidence(irn), "paid_to_earners": last[-args.reward_delay :].sum().item()}
 
 
+def window(steps):
+    """The kernel of equal weights from 0 to steps - 1 steps ago"""
+    irn = metairn.IntrinsicRewardNetwork(1, Discrete(2), "kernel")
+    for p in irn.parameters():
+        p.data.zero_()
+    irn.net[0].weight.data[:2] = 1e4  # two steep steps: one is up from 0 steps ago on, one down from `steps` on
+    edges = [-0.1, math.log(steps + 0.5) / 3]
+    irn.net[0].bias.data[:2] = -1e4 * torch.tensor(edges)
+    irn.net[2].weight.data[0, :2] = torch.tensor([50.0, -50.0])
+    return irn
+
+
+def write(irn, path):
+    network = {"config": irn.config, "parameters": irn.state_dict()}
+    metairn.write_atomically(path, lambda file: torch.save(network, file))
+
+
 if __name__ == "__main__":
     out, rows = Path(sys.argv[1], "kernels"), []
     out.mkdir(parents=True, exist_ok=True)
-    for seed in map(int, sys.argv[2:] or range(1, 11)):
+    if sys.argv[2:] == ["window"]:
+        sys.exit(write(window(ARGS["reward_delay"]), out / "window.pt"))
+    for seed in map(int, sys.argv[2:] or range(1, 21)):
         irn, row = teach(seed)
         rows.append({name: round(value, 4) for name, value in row.items()})
         print(rows[-1])
-        network = {"config": irn.config, "parameters": irn.state_dict()}
-        metairn.write_atomically(out / f"{seed}.pt", lambda file, network=network: torch.save(network, file))
+        write(irn, out / f"{seed}.pt")
     with open(out / "kernels.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
