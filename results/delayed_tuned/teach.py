@@ -97,6 +97,8 @@ def write(irn, path):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2 or not all(x.isdigit() or x == "window" for x in sys.argv[2:]):
+        metairn.fail("teach.py takes a folder, then nothing, `window`, or seeds")
     out, rows = Path(sys.argv[1], "kernels"), []
     out.mkdir(parents=True, exist_ok=True)
     if sys.argv[2:] == ["window"]:
