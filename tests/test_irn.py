@@ -192,6 +192,16 @@ def test_the_window_pays_the_steps_of_the_delay_in_equal_shares():
     torch.testing.assert_close(rewards + r_in, expected)
 
 
+def test_the_bonus_is_1_at_every_step(tmp_path):
+    pytest.importorskip("mujoco", reason="pip install -r requirements-mujoco.txt")
+    script = runpy.run_path(str(Path(__file__).parents[1] / "results" / "delayed_tuned" / "teach.py"))
+    script["write"](script["bonus"]("Hopper-v5"), tmp_path / "new" / "bonus.pt")
+    irn = IntrinsicRewardNetwork(11, gym.spaces.Box(-1, 1, (3,)), "mlp")
+    load_irn(tmp_path / "new" / "bonus.pt", irn, "cpu")
+    r_in, _ = irn(torch.randn(5, 2, 11), torch.randn(5, 2, 3), torch.randn(5, 2), torch.zeros(5, 2))
+    assert torch.equal(r_in, torch.ones(5, 2))
+
+
 def test_mlp_reads_one_state_and_action():
     irn, episodes = make_irn(kind="mlp"), make_episodes()
     before, attention = irn(*episodes)

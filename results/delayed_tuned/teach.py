@@ -2,6 +2,7 @@
 
     python results/delayed_tuned/teach.py runs/delayed_tuned          # OUT/kernels/{1 ... 20}.pt, ten seconds each
     python results/delayed_tuned/teach.py runs/delayed_tuned window   # OUT/kernels/window.pt, which is set by hand
+    python results/delayed_tuned/teach.py runs/delayed_tuned bonus    # OUT/{Hopper-v5, Walker2d-v5}/bonus.pt, too
 
 The policy is the untouched one of Swimmer-v5. Its rewards are paid every 20 steps, and --irn kernel is learned from 24
 rollouts, 49,152 steps, by the meta-gradient: PPO takes 8 full-batch steps on what the kernel makes of 20 pieces of 256
@@ -10,6 +11,7 @@ are neither: on these, kernels.csv says what is gained, in standard errors, with
 before it has learned, and by PPO alone; and which share of a reward the kernel pays to the 20 steps that earned it.
 
 window: what the delay's length alone would tell. Each reward goes to the 20 steps that earned it, in equal shares.
+bonus: 1 at every step, the control of LIRPG (Zheng, Oh and Singh 2018, section 5); --intrinsic-coef says how much.
 """
 
 import csv
@@ -17,6 +19,7 @@ import math
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import torch
 from gymnasium.spaces import Discrete
 
@@ -91,18 +94,33 @@ def window(steps):
     return irn
 
 
+def bonus(env_id):
+    """The network that pays 1 at every step"""
+    with gym.make(env_id) as env:
+        irn = metairn.IntrinsicRewardNetwork(env.observation_space.shape[0], env.action_space, "mlp")
+    for p in irn.parameters():
+        p.data.zero_()
+    irn.net[-1].bias.data.fill_(1.0)
+    return irn
+
+
 def write(irn, path):
     network = {"config": irn.config, "parameters": irn.state_dict()}
+    path.parent.mkdir(parents=True, exist_ok=True)
     metairn.write_atomically(path, lambda file: torch.save(network, file))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or not all(x.isdigit() or x == "window" for x in sys.argv[2:]):
-        metairn.fail("teach.py takes a folder, then nothing, `window`, or seeds")
+    if len(sys.argv) < 2 or not (sys.argv[2:] in (["window"], ["bonus"]) or all(map(str.isdigit, sys.argv[2:]))):
+        metairn.fail("teach.py takes a folder, then nothing, `window`, `bonus`, or seeds")
     out, rows = Path(sys.argv[1], "kernels"), []
-    out.mkdir(parents=True, exist_ok=True)
     if sys.argv[2:] == ["window"]:
-        sys.exit(write(window(ARGS["reward_delay"]), out / "window.pt"))
+        write(window(ARGS["reward_delay"]), out / "window.pt")
+        sys.exit()
+    if sys.argv[2:] == ["bonus"]:
+        for env_id in ("Hopper-v5", "Walker2d-v5"):
+            write(bonus(env_id), out.with_name(env_id) / "bonus.pt")
+        sys.exit()
     for seed in map(int, sys.argv[2:] or range(1, 21)):
         irn, row = teach(seed)
         rows.append({name: round(value, 4) for name, value in row.items()})
