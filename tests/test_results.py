@@ -1110,12 +1110,16 @@ def test_what_is_said_of_credit_carried_over_to_halfcheetah():
     assert said(", ".join(f"`{arm}` {'has ' * (arm == 'delayed')}{x:.0f}" for arm, x in hopper.items()) + " (5 seeds)")
     kernels = results("delayed_tuned", "kernels.csv")
     paid = kernels["paid_to_earners"]
-    assert len(kernels) == 20
+    assert len(kernels) == 60
     assert said(f"pay {paid.min():.2f} to {paid.max():.2f} of a reward (median {paid.median():.2f})")
-    assert said(f"untaught ones pay {20 / 256:.2f}")
+    assert said(f"untaught ones {20 / 256:.2f};")
+    weights = kernels.filter(like="weight_").to_numpy()  # [kernels, steps before the payment]
+    half = 1 + (weights.cumsum(axis=1) < 0.5).sum(axis=1)
+    assert said(f"half of it to the last {np.median(half):.0f} steps, the largest share to the step two before")
+    assert np.median(weights.argmax(axis=1)) == 2
     ahead = (kernels["learned"] > kernels["ppo"]).sum()
     assert said(
-        f"more than PPO alone on {ahead} of 20, {kernels['learned'].median():.1f} against {kernels['ppo'].median():.1f}"
+        f"more than PPO alone on {ahead} of 60, {kernels['learned'].median():.1f} against {kernels['ppo'].median():.1f}"
     )
     assert said(f"where it was {kernels['before'].median():.1f} before")
     walker = results("delayed_tuned", "Walker2d-v5/summary.csv").set_index("algorithm")["mean_return_iqm"]

@@ -3,12 +3,14 @@
     python results/delayed_tuned/teach.py runs/delayed_tuned          # OUT/kernels/{1 ... 20}.pt, ten seconds each
     python results/delayed_tuned/teach.py runs/delayed_tuned window   # OUT/kernels/window.pt, which is set by hand
     python results/delayed_tuned/teach.py runs/delayed_tuned bonus    # OUT/{Hopper-v5, Walker2d-v5}/bonus.pt, too
+    python results/delayed_tuned/teach.py figure                     # kernels.png, from the committed kernels.csv
 
 The policy is the untouched one of Swimmer-v5. Its rewards are paid every 20 steps, and --irn kernel is learned from 24
 rollouts, 49,152 steps, by the meta-gradient: PPO takes 8 full-batch steps on what the kernel makes of 20 pieces of 256
 steps; the kernel ascends what 20 others gain, of the reward as it is paid, discounted by 0.99. Two fifths of the pieces
 are neither: on these, kernels.csv says what is gained, in standard errors, with the learned kernel, with the same
-before it has learned, and by PPO alone; and which share of a reward the kernel pays to the 20 steps that earned it.
+before it has learned, and by PPO alone; which share of a reward the kernel pays to the 20 steps that earned it; and
+where it goes, weight_0 to the step at which it was paid, weight_1 to the one before, and so on.
 
 window: what the delay's length alone would tell. Each reward goes to the 20 steps that earned it, in equal shares.
 bonus: 1 at every step, the control of LIRPG (Zheng, Oh and Singh 2018, section 5); --intrinsic-coef says how much.
@@ -20,6 +22,9 @@ import sys
 from pathlib import Path
 
 import gymnasium as gym
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 import torch
 from gymnasium.spaces import Discrete
 
@@ -27,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import ppo_metairn as metairn
 
 ROLLOUTS, PIECES, META_STEPS, META_LEARNING_RATE = 24, 20, 60, 1e-2
+WEIGHTS = 40  # of kernels.csv
 ARGS = {"env_id": "Swimmer-v5", "reward_delay": 20, "normalize": True, "reward_scale": 1, "num_envs": 8}
 ARGS |= {"num_steps": 256, "gamma": 0.99, "gae_lambda": 0.9, "irn": "kernel"}
 
@@ -79,7 +85,8 @@ def teach(seed):
         adam = metairn.descend(eta, adam, META_LEARNING_RATE, args.max_grad_norm, eps=1e-10)
     _, weights = irn(*(x[:, :1] for x in (pieces.obs, pieces.actions, pieces.rewards, torch.zeros_like(pieces.dones))))
     last = weights[0, 0, :, -1].detach()  # [T] where the last step's reward goes
-    return irn, row | {"learned": evidence(irn), "paid_to_earners": last[-args.reward_delay :].sum().item()}
+    row |= {"learned": evidence(irn), "paid_to_earners": last[-args.reward_delay :].sum().item()}
+    return irn, row | {f"weight_{ago}": last[-1 - ago].item() for ago in range(WEIGHTS)}
 
 
 def window(steps):
@@ -104,6 +111,23 @@ def bonus(env_id):
     return irn
 
 
+def plot(table, path):
+    """Where the kernels pay a reward: all of them, their median, and the window"""
+    weights = table.filter(like="weight_").T.to_numpy()  # [WEIGHTS, kernels]
+    figure, axis = plt.subplots(figsize=(6.5, 3.2), layout="constrained")
+    axis.plot(weights, color="#D55E00", alpha=0.2, linewidth=0.8)
+    axis.plot(
+        np.median(weights, axis=1), color="#D55E00", linewidth=2, label="learned on Swimmer: all, and their median"
+    )
+    earned = ARGS["reward_delay"]
+    axis.step([0, earned, WEIGHTS], [1 / earned, 0, 0], where="post", color="#000000", label="set by hand (window)")
+    axis.axhline(1 / ARGS["num_steps"], color="#0072B2", linestyle=":", label="untaught")
+    axis.set(xlabel="steps before the reward is paid", ylabel="share of the reward", xlim=(0, WEIGHTS), ylim=0)
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(path, dpi=150)
+
+
 def write(irn, path):
     network = {"config": irn.config, "parameters": irn.state_dict()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,12 +135,14 @@ def write(irn, path):
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["figure"]:
+        folder = Path(__file__).parent
+        sys.exit(plot(pd.read_csv(folder / "kernels.csv"), folder / "kernels.png"))
     if len(sys.argv) < 2 or not (sys.argv[2:] in (["window"], ["bonus"]) or all(map(str.isdigit, sys.argv[2:]))):
-        metairn.fail("teach.py takes a folder, then nothing, `window`, `bonus`, or seeds")
+        metairn.fail("teach.py takes a folder, then nothing, `window`, `bonus`, or seeds; or `figure` alone")
     out, rows = Path(sys.argv[1], "kernels"), []
     if sys.argv[2:] == ["window"]:
-        write(window(ARGS["reward_delay"]), out / "window.pt")
-        sys.exit()
+        sys.exit(write(window(ARGS["reward_delay"]), out / "window.pt"))
     if sys.argv[2:] == ["bonus"]:
         for env_id in ("Hopper-v5", "Walker2d-v5"):
             write(bonus(env_id), out.with_name(env_id) / "bonus.pt")
