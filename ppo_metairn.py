@@ -225,26 +225,26 @@ class IntrinsicRewardNetwork(nn.Module):
             return self.net(torch.cat([obs, actions], -1)).squeeze(-1), weights
         episode, time = episodes_and_times(dones)  # [T, N]
         same = episode.T[:, :, None] == episode.T[:, None, :]  # [N, T, T] both steps belong to one episode
+        if self.kind == "attention":
+            x = torch.cat([obs, actions, rewards.unsqueeze(-1), time.log1p().unsqueeze(-1)], -1)  # [T, N, features]
+            x = self.embed(x.transpose(0, 1)).tanh()  # [N, T, dim]
+            q, k, v = self.qkv(x).chunk(3, -1)  # [N, T, dim] each
+            scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # [N, T, T]
+            weights = scores.masked_fill(~same, -math.inf).softmax(-1)
+            return self.head(x + self.out(weights @ v)).squeeze(-1).T, weights.unsqueeze(1)
         length = same.sum(-1).T  # [T, N] of the step's episode
         if self.kind == "kernel":
             step = torch.arange(T, dtype=rewards.dtype, device=rewards.device)
             ago = step.unsqueeze(-1) - step  # [source, destination] steps since the destination, negative: until
             scores = self.net((ago.sign() * ago.abs().log1p() / 3).unsqueeze(-1)).squeeze(-1)
-        elif self.kind == "redistribution":
+        else:
             times = torch.stack([time, length - 1 - time], -1).log1p() / 3  # [T, N, 2] since its start, to its end
             h = torch.cat([obs, rewards.unsqueeze(-1), times], -1)  # [T, N, features]
             h = self.embed(h.transpose(0, 1)).tanh()  # [N, T, dim]
             scores = self.key(h) @ self.query(h).transpose(-1, -2) / math.sqrt(h.shape[-1])  # [N, source, destination]
-        if self.kind in ("redistribution", "kernel"):
-            scores = scores * (length.T.log() / math.log(10)).unsqueeze(-1)
-            weights = scores.masked_fill(~same, -math.inf).softmax(-1)  # [N, T, T] a source's weights sum to 1
-            return (rewards.T.unsqueeze(1) @ weights).squeeze(1).T - rewards, weights.transpose(1, 2).unsqueeze(1)
-        x = torch.cat([obs, actions, rewards.unsqueeze(-1), time.log1p().unsqueeze(-1)], -1)  # [T, N, features]
-        x = self.embed(x.transpose(0, 1)).tanh()  # [N, T, dim]
-        q, k, v = self.qkv(x).chunk(3, -1)  # [N, T, dim] each
-        scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # [N, T, T]
-        weights = scores.masked_fill(~same, -math.inf).softmax(-1)
-        return self.head(x + self.out(weights @ v)).squeeze(-1).T, weights.unsqueeze(1)
+        scores = scores * (length.T.log() / math.log(10)).unsqueeze(-1)
+        weights = scores.masked_fill(~same, -math.inf).softmax(-1)  # [N, T, T] a source's weights sum to 1
+        return (rewards.T.unsqueeze(1) @ weights).squeeze(1).T - rewards, weights.transpose(1, 2).unsqueeze(1)
 
 
 def episodes_and_times(dones):
@@ -740,7 +740,7 @@ def check_irn_args(args):
         fail("--held-steps needs --irn redistribution, meta_learning_rate > 0, num_envs >= 6 and no --irn-from")
     if args.intrinsic_coef == args.extrinsic_coef == 0:
         fail("--intrinsic-coef and --extrinsic-coef are both 0: the policy would have no reward to learn from")
-    if args.irn in kinds[:2] and args.extrinsic_coef == 0:
+    if args.irn in ("redistribution", "kernel") and args.extrinsic_coef == 0:
         fail("--extrinsic-coef 0 needs --irn attention or mlp: a redistributed reward alone sums to 0 in every episode")
     if args.learns_at_once and args.outer_batch == "held-out" and args.num_minibatches == 1:
         fail("--outer-batch held-out needs num_minibatches of at least 2: one to learn from, one that is held out")
