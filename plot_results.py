@@ -29,8 +29,9 @@ and always what follows from these:
 Where no optimum is known, for all but Umbrella that is, only learning (of the return), wall_clock (the figure), and
     runs                table by run: final_return (mean of the last 3 evaluations: one alone is noisy) and mean_return
                         (of all evaluations after step 0: the area under the curve)
-    summary             table of both by algorithm; beside arms `delayed` and `dense` also the share of the gap between
-                        them that an arm closes, (IQM - IQM delayed) / (IQM dense - IQM delayed)
+    summary             table of both by algorithm; beside an arm `delayed` also the probability of doing better than
+                        it; beside `delayed` and `dense` the share of the gap between them that an arm closes,
+                        (IQM - IQM delayed) / (IQM dense - IQM delayed)
 
 Point estimates are interquartile means (IQM); intervals are 95 % percentile intervals of a bootstrap over runs,
 stratified by length, with a fixed seed:
@@ -357,13 +358,18 @@ def gap_closed(x, low, high):
 def summarize_returns(measured, algorithms, counts):
     """Table of measure_returns, and run counts by (length, algorithm) -> table with a row for each algorithm"""
     scores = {a: measured.loc[measured["algorithm"] == a, RETURNS].to_numpy()[:, None] for a in algorithms}
-    ends, rows = ["iqm", "low", "high", "share", "share_low", "share_high"], []
+    ends = [*("iqm", "low", "high"), *("share", "share_low", "share_high"), *("better", "better_low", "better_high")]
+    rows = []
     for algorithm, x in scores.items():
-        points, shares = bootstrap(lambda x: iqm(x[:, 0]), x), np.full((3, len(RETURNS)), np.nan)
-        if {"delayed", "dense"} <= scores.keys() - {algorithm}:
+        points, shares, better = bootstrap(lambda x: iqm(x[:, 0]), x), *np.full((2, 3, len(RETURNS)), np.nan)
+        others = scores.keys() - {algorithm}
+        if {"delayed", "dense"} <= others:
             shares = bootstrap(gap_closed, x, scores["delayed"], scores["dense"])
+        if "delayed" in others:
+            pairs = zip(np.moveaxis(x, -1, 0), np.moveaxis(scores["delayed"], -1, 0), strict=True)  # [runs, 1] each
+            better = np.stack([bootstrap(probability_of_improvement, *pair)[:, 0] for pair in pairs], axis=1)
         row = {"algorithm": algorithm} | dict(zip(["runs", "runs_expected"], counts[0, algorithm], strict=True))
-        for name, values in zip(RETURNS, np.concatenate([points, shares]).T.round(3), strict=True):
+        for name, values in zip(RETURNS, np.concatenate([points, shares, better]).T.round(3), strict=True):
             row |= {f"{name}_{end}": value for end, value in zip(ends, values, strict=True)}
         rows.append(row)
     return pd.DataFrame(rows)
@@ -467,14 +473,16 @@ def returns_markdown(summary, left_out):
     for name in RETURNS:
         label, points = name.replace("_", " "), table.filter(regex=f"{name}_(iqm|low|high)")
         columns[f"{label}, IQM [95 % CI]"] = [interval_text(*row) for row in points.to_numpy()]
+        compared = {}
         if {"delayed", "dense"} <= set(table.index):
-            shares = table.filter(like=f"{name}_share").to_numpy()
-            resolved = points.loc["dense"].iloc[1] > points.loc["delayed"].iloc[2]
-            columns[f"gap closed, {label}"] = [
-                interval_text(*share) if resolved and np.isfinite(share[0]) else "" for share in shares
-            ]
-            if not resolved:
+            if points.loc["dense"].iloc[1] > points.loc["delayed"].iloc[2]:
+                compared[f"gap closed, {label}"] = table.filter(like=f"{name}_share")
+            else:
                 text += f"\nThe gap in the {label} is not resolved: `dense`'s interval is not above `delayed`'s.\n"
+        if "delayed" in table.index:
+            compared[f"P(> `delayed`), {label}"] = table.filter(like=f"{name}_better")
+        for header, cells in compared.items():
+            columns[header] = [interval_text(*cell) if np.isfinite(cell[0]) else "" for cell in cells.to_numpy()]
     return markdown(list(columns), zip(*columns.values(), strict=True)) + text + left_out_text(left_out)
 
 

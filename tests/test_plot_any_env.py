@@ -61,9 +61,12 @@ def test_known_answers(plot, capsys):
     ends = summary.loc["x", ["final_return_share_low", "final_return_share_high"]]
     np.testing.assert_allclose(ends, [4 / (high - 2), 4 / (low - 2)], atol=1e-3)
     assert summary.loc[["delayed", "dense"]].filter(like="share").isna().all(axis=None)
+    better = summary.filter(like="better")
+    assert better.loc["x", ["final_return_better", "mean_return_better_low"]].tolist() == [1, 1]
+    assert better.loc["delayed"].isna().all()
     text = (out / "summary.md").read_text()
     assert "| `x` | 3/4 | 6.00 [6.00, 6.00] | 0.50 [0.4" in text
-    assert "| `delayed` | 4/4 | 2.00 [2.00, 2.00] |  | 2.00 [2.00, 2.00] |  |" in text
+    assert "| `delayed` | 4/4 | 2.00 [2.00, 2.00] |  |  | 2.00 [2.00, 2.00] |  |  |" in text
     assert "not resolved" not in text
     assert text.endswith("Runs left out, for the reasons in `left_out.csv`: 1 of `x`.\n")
     assert capsys.readouterr().out == text
@@ -80,10 +83,21 @@ def test_a_gap_that_is_not_resolved_has_no_share(plot):
     text = (out / "summary.md").read_text()
     assert text.count("not resolved") == 1
     assert "\nThe gap in the final return is not resolved: `dense`'s interval is not above `delayed`'s.\n" in text
-    cells = next(line for line in text.splitlines() if line.startswith("| `x`")).split(" | ")
-    assert cells[3] == ""
-    assert cells[5].startswith("1.00 [")
+    header, row = [
+        next(line for line in text.splitlines() if line.startswith(x)).split(" | ") for x in ("|  |", "| `x`")
+    ]
+    cells = dict(zip(header, row, strict=True))
+    assert [name for name in cells if "gap" in name] == ["gap closed, mean return"]
+    assert cells["gap closed, mean return"].startswith("1.00 [")
     assert summary.loc["x", "final_return_share"] == 1  # a number without a meaning: in the CSV file alone
+
+
+def test_probability_of_doing_better_than_delayed(plot):
+    """Of the 6 pairs x is ahead in 4 and level in 1; a resample may draw the run of 1 twice, which x always beats."""
+    _, summary = plot(delayed=constant(1, 5), x=constant(2, 5, 7))
+    p, low, high = summary.loc["x", ["mean_return_better", "mean_return_better_low", "mean_return_better_high"]]
+    assert p == pytest.approx((4 + 0.5) / 6, abs=1e-3)
+    assert low < p < high == 1
 
 
 def test_no_gap_at_all(plot):

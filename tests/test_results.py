@@ -7,6 +7,7 @@ import shutil
 import time
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import matplotlib.pyplot as plt
@@ -512,6 +513,22 @@ def said(text):
     return " ".join(text.split()) in " ".join(STUDIES.split())
 
 
+def mean_returns(folder):
+    """{arm: how its mean return is said} of an environment's summary.csv: iqm, interval, share (of the gap), better"""
+    table = results(folder, "summary.csv").set_index("algorithm")
+    said = {}
+    for arm, row in table.filter(like="mean_return").iterrows():
+        share, better = row.filter(like="share"), row.filter(like="better")
+        iqm = row[["mean_return_iqm", "mean_return_low", "mean_return_high"]]
+        said[arm] = SimpleNamespace(
+            iqm=f"{iqm.iloc[0]:,.0f}",
+            interval="{:,.0f} [{:,.0f}, {:,.0f}]".format(*iqm),
+            share=plot_results.interval_text(*share),
+            better=plot_results.interval_text(*better),
+        )
+    return said
+
+
 def medians(study):
     """{(algorithm, length): median steps to 95 % success}"""
     return results(study, "summary.csv").set_index(["algorithm", "chain_length"])["steps_to_95_median"].to_dict()
@@ -936,8 +953,7 @@ def test_what_is_said_of_the_control():
     assert max(-evidence.min(), evidence.max()) < ppo_metairn.EVIDENCE / 2
 
 
-def test_what_is_said_of_cartpole_paid_at_the_end(monkeypatch):
-    monkeypatch.setattr(plot_results, "RESAMPLES", RESAMPLES)
+def test_what_is_said_of_cartpole_paid_at_the_end():
     arms = "ppo", "lirpg", "uniform", "redistribution"
     trials = {arm: results("cartpole", f"episodic__{arm}.csv").set_index("number") for arm in arms}
     shared = list(tomllib.loads((ROOT / "results" / "cartpole" / "tune.toml").read_text())["space"])
@@ -956,17 +972,15 @@ def test_what_is_said_of_cartpole_paid_at_the_end(monkeypatch):
     assert said(f"{lirpg:.0f} against {ppo.mean():.0f} over the first 32,768 steps")
     assert said(f"{uniform:.0f} and {redistribution:.0f}, each ahead of PPO on 10 of 10")
     runs = results("cartpole", "runs.csv").groupby("algorithm")["mean_return"].agg(sorted)
+    means = mean_returns("cartpole")
     for arm, after in (("lirpg", ";"), ("redistribution", ")")):
-        scores = [np.array(runs[x])[:, None] for x in (arm, "delayed")]
-        better = plot_results.bootstrap(plot_results.probability_of_improvement, *scores)[:, 0]
-        assert said(f"probability of {plot_results.interval_text(*better)}{after}")
+        assert said(f"probability of {means[arm].better}{after}")
     late = ", ".join(f"{x:.0f}" for x in runs["lirpg"][:3])
     assert said(f"with mean returns of {late}; the lowest of `delayed` is {runs['delayed'][0]:.0f}")
     assert runs["lirpg"][2] < runs["delayed"][0] < runs["lirpg"][3]
     summary = results("cartpole", "summary.csv").set_index("algorithm")
     assert summary.loc["lirpg", "mean_return_share"] == pytest.approx(2 / 3, abs=0.05)
-    share = plot_results.interval_text(*summary.loc["lirpg"].filter(like="mean_return_share"))
-    assert f"closes {share} of the gap" in " ".join(README.split())
+    assert f"closes {means['lirpg'].share} of the gap" in " ".join(README.split())
     assert summary.loc["lirpg", "mean_return_share_low"] > 0
     assert summary.loc["lirpg", "final_return_share_low"] < 0
     settings = json.loads((ROOT / "results" / "cartpole" / "settings.json").read_text())
@@ -1002,30 +1016,18 @@ def test_what_is_said_of_tuning_with_a_delay():
     sizes = {"carried": 5, "delayed": 20, "dense": 5, "dense.tuned": 5, "learned": 8, "lirpg": 5, "uniform": 20}
     assert runs.size().to_dict() == sizes
     assert means["lirpg"][-1] < means["delayed"][0]
-    summary = results("delayed_tuned", "Hopper-v5/summary.csv").set_index("algorithm")
-    mean = {arm: f"{summary.loc[arm, 'mean_return_iqm']:,.0f}" for arm in sizes}
-    assert said(
-        f"of {mean['delayed']} with it, of {mean['dense']} without, of {mean['dense.tuned']} without it and tuned"
-    )
-    untuned = results("delayed", "Hopper-v5/summary.csv").set_index("algorithm")
-    assert said(f"`dense` has {untuned.loc['dense', 'mean_return_iqm']:,.0f}.")
-
-    def pairs(one, other):
-        ahead = np.greater.outer(means[one], means[other])
-        return f"{ahead.sum()} of {ahead.size} pairs"
-
-    spread = f"does not help**: {mean['uniform']} against {mean['delayed']}, ahead in {pairs('uniform', 'delayed')}"
-    assert said(f"{spread} of runs")
-    assert said(f"help either**: {mean['learned']}, ahead of `delayed` in {pairs('learned', 'delayed')} of runs, of")
-    assert said(f"for it too, in {pairs('learned', 'uniform')}.")
-    for arm in ("delayed", "uniform"):
-        assert summary.loc["learned", "mean_return_low"] < summary.loc[arm, "mean_return_high"]
+    hopper, untuned = mean_returns("delayed_tuned/Hopper-v5"), mean_returns("delayed/Hopper-v5")
+    delayed, dense, tuned = (hopper[arm].iqm for arm in ("delayed", "dense", "dense.tuned"))
+    assert said(f"of {delayed} with it, of {dense} without, of {tuned} without it and tuned")
+    assert said(f"`dense` has {untuned['dense'].iqm}.")
+    uniform_, learned_ = hopper["uniform"], hopper["learned"]
+    assert said(f"does not help**: {uniform_.iqm} against {delayed}, better with a probability of {uniform_.better}.")
+    assert said(f"help either**: {learned_.iqm}, better than `delayed` with a probability of {learned_.better}")
     best = {arm: f"{table['value_of_all_seeds'].max():.0f}" for arm, table in trials.items()}
     assert said("({learned}, `dense.tuned` {dense}, `uniform` {uniform}, `delayed` {ppo})".format(**best))
     first = results("delayed_tuned", "Hopper-v5/runs.csv").query("seed <= 5").groupby("algorithm")["mean_return"]
     five = {arm: f"{plot_results.iqm(x.to_numpy()[:, None])[0]:,.0f}" for arm, x in first}
     assert said(f"had it ahead, {five['uniform']} against {five['delayed']}; the other fifteen")
-    assert summary.loc["uniform", "mean_return_low"] < summary.loc["delayed", "mean_return_high"]
     ahead = (uniform > ppo).sum()
     for study, family in (("one_run", "hidden_50"), ("cartpole", "episodic")):
         ppo, uniform = (results(study, f"{family}__{arm}.csv") for arm in ("ppo", "uniform"))
@@ -1074,40 +1076,12 @@ def test_what_is_said_of_credit_carried_over_to_halfcheetah():
     runs = results("delayed_tuned", "HalfCheetah-v5/runs.csv").groupby("algorithm")
     sizes = {"carried": 20, "delayed": 20, "dense": 10, "dense.tuned": 10, "learned": 5, "uniform": 10, "window": 10}
     assert runs.size().to_dict() == sizes
-    means = runs["mean_return"].agg(sorted)
-    summary = results("delayed_tuned", "HalfCheetah-v5/summary.csv").set_index("algorithm")
-
-    def interval(arm):
-        values = summary.loc[arm, ["mean_return_iqm", "mean_return_low", "mean_return_high"]]
-        return "{:,.0f} [{:,.0f}, {:,.0f}]".format(*values)
-
-    def pairs(one, other):
-        ahead = np.greater.outer(means[one], means[other])
-        return f"{ahead.sum()} of {ahead.size} pairs"
-
-    assert said(
-        f"of {interval('delayed')} with it, of {interval('dense')} without, of {interval('dense.tuned')} without it"
-    )
-    ahead = f"ahead of `delayed` in {pairs('carried', 'delayed')}"
-    assert said(f"**A kernel from Swimmer gives back part of it**: {interval('carried')}, {ahead}")
-    table = results("delayed_tuned", "HalfCheetah-v5/runs.csv").set_index("algorithm")
-    for seeds, said_of in (("seed <= 10", "first ten seeds have"), ("seed > 10", "see whether that holds,")):
-        ten = table.query(seeds)["mean_return"]
-        two = [plot_results.iqm(ten[arm].to_numpy()[:, None])[0] for arm in ("carried", "delayed")]
-        assert said("{} {:.0f} against {:.0f}".format(said_of, *two))
-    lost = 1 - summary.loc["delayed", "mean_return_iqm"] / summary.loc["dense", "mean_return_iqm"]
-    assert 0.4 < lost < 0.5  # "nearly half"
-    assert summary.loc["carried", "mean_return_share_low"] < 0 < summary.loc["window", "mean_return_share_low"]
-    table = (folder / "HalfCheetah-v5" / "summary.md").read_text()
-    shares = {row.split("`")[1]: row.split("|")[-2].strip() for row in table.splitlines() if row.startswith("| `")}
-    assert said(f"it closes {shares['carried']} of the gap")
-    assert said(f"`window` closes {shares['window']} of the gap between `delayed` and `dense`")
-    assert said(f"set by hand gives back {shares['window']} of that")
-    assert said(f"learned on Swimmer {shares['carried']}: likely")
-    assert f"gives back {shares['carried']}: likely" in " ".join(README.split())
-    assert said(f"`uniform` {interval('uniform')}, tuned as hard, `learned` {interval('learned')}")
-    hopper = results("delayed_tuned", "HalfCheetah-v5.hopper/summary.csv").set_index("algorithm")["mean_return_iqm"]
-    assert said(", ".join(f"`{arm}` {'has ' * (arm == 'delayed')}{x:.0f}" for arm, x in hopper.items()) + " (5 seeds)")
+    of = mean_returns("delayed_tuned/HalfCheetah-v5")
+    said_of_delay = "of {} with it, of {} without, of {} without it"
+    assert said(said_of_delay.format(*(of[arm].interval for arm in ("delayed", "dense", "dense.tuned"))))
+    assert said(f"`uniform` {of['uniform'].interval}, tuned as hard, `learned` {of['learned'].interval}")
+    hopper = mean_returns("delayed_tuned/HalfCheetah-v5.hopper")
+    assert said("`delayed` has {}, `dense` {}, `uniform` {} (5 seeds)".format(*(x.iqm for x in hopper.values())))
     kernels = results("delayed_tuned", "kernels.csv")
     paid = kernels["paid_to_earners"]
     assert len(kernels) == 60
@@ -1122,9 +1096,8 @@ def test_what_is_said_of_credit_carried_over_to_halfcheetah():
         f"more than PPO alone on {ahead} of 60, {kernels['learned'].median():.1f} against {kernels['ppo'].median():.1f}"
     )
     assert said(f"where it was {kernels['before'].median():.1f} before")
-    walker = results("delayed_tuned", "Walker2d-v5/summary.csv").set_index("algorithm")["mean_return_iqm"]
+    walker, hopper = (mean_returns(f"delayed_tuned/{task}-v5") for task in ("Walker2d", "Hopper"))
     arms = "delayed", "dense", "uniform", "carried"
-    assert said("(5 seeds, Hopper's settings): " + ", ".join(f"`{arm}` {walker[arm]:,.0f}" for arm in arms))
-    hopper = results("delayed_tuned", "Hopper-v5/summary.csv").set_index("algorithm").loc["carried", "mean_return_iqm"]
-    means = results("delayed_tuned", "Hopper-v5/runs.csv").groupby("algorithm")["mean_return"].agg(sorted)
-    assert said(f"On Hopper `carried` has {hopper:,.0f}, ahead of `delayed` in {pairs('carried', 'delayed')} of runs")
+    assert said("(5 seeds, Hopper's settings): " + ", ".join(f"`{arm}` {walker[arm].iqm}" for arm in arms))
+    carried = hopper["carried"]
+    assert said(f"On Hopper `carried` has {carried.iqm}, better than `delayed` with a probability of {carried.better}")
