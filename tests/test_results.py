@@ -477,7 +477,8 @@ def test_the_studies_arms_are_those_of_the_settings(path):
             stored = json.loads((ROOT / word[1:]).read_text())
             flags = [f"--{option.replace('_', '-')} {value}" for option, value in stored.items()]
             options[options.index(word)] = " ".join(flags)
-        options = " ".join(options).replace("{out}", f"runs/{path.parent.relative_to(ROOT / 'results')}")
+        out = str(path.parent.relative_to(ROOT / "results")).removesuffix("/fresh")
+        options = " ".join(options).replace("{out}", f"runs/{out}")
         said = dict(re.findall(r"--(\S+)(?: (?!--)(\S+))?", options)) | {"total-timesteps": steps}
         for option, value in said.items():
             if option.replace("-", "_") in plot_results.DIFFER:  # not in settings
@@ -1080,6 +1081,23 @@ def test_what_is_said_of_credit_carried_over_to_halfcheetah():
     said_of_delay = "of {} with it, of {} without, of {} without it"
     assert said(said_of_delay.format(*(of[arm].interval for arm in ("delayed", "dense", "dense.tuned"))))
     assert said(f"`uniform` {of['uniform'].interval}, tuned as hard, `learned` {of['learned'].interval}")
+    fresh = mean_returns("delayed_tuned/HalfCheetah-v5/fresh")
+    seeds = results("delayed_tuned", "HalfCheetah-v5/fresh/runs.csv").groupby("algorithm")["seed"].agg(list)
+    assert seeds["carried"] == seeds["delayed"] == list(range(21, 61))
+    assert seeds["dense"] == seeds["window"] == list(range(21, 41))
+    carried, delayed, window = (fresh[arm] for arm in ("carried", "delayed", "window"))
+    assert said(
+        f"a third of what the delay costs**: {carried.interval} against {delayed.interval}, "
+        f"better with a probability of {carried.better}; that closes {carried.share} of the gap to `dense`"
+    )
+    summary = results("delayed_tuned", "HalfCheetah-v5/fresh/summary.csv").set_index("algorithm")
+    at_the_end = plot_results.interval_text(*summary.loc["carried"].filter(like="final_return_share"))
+    assert said(f"at the end of the training: {at_the_end}.")
+    assert said(f"`window` closes {window.share} of the gap.")
+    assert said(f"Credit set by hand gives back {window.share} of that")
+    assert said(f"learned on Swimmer {carried.share} (40 fresh seeds)")
+    assert f"gives back {carried.share} of it, credit set by hand all (40" in " ".join(README.split())
+    assert 0.4 < 1 - summary.loc["delayed", "mean_return_iqm"] / summary.loc["dense", "mean_return_iqm"] < 0.5
     hopper = mean_returns("delayed_tuned/HalfCheetah-v5.hopper")
     assert said("`delayed` has {}, `dense` {}, `uniform` {} (5 seeds)".format(*(x.iqm for x in hopper.values())))
     kernels = results("delayed_tuned", "kernels.csv")
