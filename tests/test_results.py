@@ -1075,12 +1075,22 @@ def test_what_is_said_of_credit_carried_over_to_halfcheetah():
     assert said(f"At random settings `uniform` is behind PPO on {behind} of 10")
     assert f"behind at {behind} of 10 on HalfCheetah" in " ".join(README.split())
     runs = results("delayed_tuned", "HalfCheetah-v5/runs.csv").groupby("algorithm")
-    sizes = {"carried": 20, "delayed": 20, "dense": 10, "dense.tuned": 10, "learned": 5, "uniform": 10, "window": 10}
+    sizes = {
+        "carried": 20,
+        "delayed": 20,
+        "dense": 10,
+        "dense.tuned": 10,
+        "learned": 5,
+        "lirpg": 5,
+        "uniform": 10,
+        "window": 10,
+    }
     assert runs.size().to_dict() == sizes
     of = mean_returns("delayed_tuned/HalfCheetah-v5")
     said_of_delay = "of {} with it, of {} without, of {} without it"
     assert said(said_of_delay.format(*(of[arm].interval for arm in ("delayed", "dense", "dense.tuned"))))
-    assert said(f"`uniform` {of['uniform'].interval}, tuned as hard, `learned` {of['learned'].interval}")
+    learned, lirpg = of["learned"].interval, of["lirpg"].interval
+    assert said(f"`uniform` {of['uniform'].interval}, tuned as hard, `learned` {learned}, `lirpg` {lirpg}, these two")
     fresh = mean_returns("delayed_tuned/HalfCheetah-v5/fresh")
     seeds = results("delayed_tuned", "HalfCheetah-v5/fresh/runs.csv").groupby("algorithm")["seed"].agg(list)
     assert seeds["carried"] == seeds["delayed"] == list(range(21, 61))
