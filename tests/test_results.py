@@ -990,7 +990,7 @@ def test_what_is_said_of_cartpole_paid_at_the_end():
 
 def test_what_is_said_of_tuning_with_a_delay():
     folder = ROOT / "results" / "delayed_tuned"
-    arms = "ppo", "lirpg", "uniform", "learned"
+    arms = "ppo", "lirpg", "bonus", "uniform", "learned"
     names = {arm: f"hopper__{arm}" for arm in arms} | {"dense": "hopper_dense__ppo"}
     trials = {arm: results("delayed_tuned", f"{name}.csv").set_index("number") for arm, name in names.items()}
     shared, winners = list(tomllib.loads((folder / "tune.toml").read_text())["space"]), {}
@@ -1001,21 +1001,22 @@ def test_what_is_said_of_tuning_with_a_delay():
         winners[arm] = json.loads((folder / f"{names[arm]}.json").read_text())
         assert all(best[name] == pytest.approx(value) for name, value in winners[arm].items())
         assert set(shared) <= set(winners[arm])
-    ppo, lirpg, uniform, learned, _ = winners.values()
+    ppo, lirpg, bonus, uniform, learned, _ = winners.values()
     assert (ppo["gamma"], ppo["gae_lambda"], lirpg["extrinsic_coef"]) == (0.999, 1, 1)
     assert uniform.items() <= learned.items()  # the same settings
+    assert said(f"`bonus` adds {bonus['intrinsic_coef']:.3f} to each step's reward")
     options = tomllib.loads((folder / "tune.toml").read_text())["families"]["hopper"]["options"]
     common = json.loads((folder / "common.json").read_text())
     for option, value in common.items():  # tuned with what the runs have
         assert float(re.search(rf"--{option.replace('_', '-')} (\S+)", options)[1]) == value
-    ppo, lirpg, uniform, learned, _ = (table["value_at_rung"][:10] for table in trials.values())
-    for other, name in ((lirpg, "lirpg"), (uniform, "uniform"), (learned, "learned")):
+    ppo, lirpg, bonus, uniform, learned, _ = (table["value_at_rung"][:10] for table in trials.values())
+    for other, name in ((lirpg, "lirpg"), (bonus, "bonus"), (uniform, "uniform"), (learned, "learned")):
         assert said(f"`{name}` {other.mean():.0f}, ahead on {(other > ppo).sum()} of 10")
     assert said(f"a mean return of {ppo.mean():.0f} over the first 65,536 steps")
     runs = results("delayed_tuned", "Hopper-v5/runs.csv").groupby("algorithm")
     means = runs["mean_return"].agg(sorted)
-    sizes = {"carried": 5, "delayed": 20, "dense": 5, "dense.tuned": 5, "learned": 8, "lirpg": 5, "uniform": 20}
-    assert runs.size().to_dict() == sizes
+    sizes = {"bonus": 13, "carried": 5, "delayed": 20, "dense": 5, "dense.tuned": 5, "learned": 8, "lirpg": 5}
+    assert runs.size().to_dict() == sizes | {"uniform": 20}
     assert means["lirpg"][-1] < means["delayed"][0]
     hopper, untuned = mean_returns("delayed_tuned/Hopper-v5"), mean_returns("delayed/Hopper-v5")
     delayed, dense, tuned = (hopper[arm].iqm for arm in ("delayed", "dense", "dense.tuned"))
@@ -1024,8 +1025,11 @@ def test_what_is_said_of_tuning_with_a_delay():
     uniform_, learned_ = hopper["uniform"], hopper["learned"]
     assert said(f"does not help**: {uniform_.iqm} against {delayed}, better with a probability of {uniform_.better}.")
     assert said(f"help either**: {learned_.iqm}, better than `delayed` with a probability of {learned_.better}")
-    best = {arm: f"{table['value_of_all_seeds'].max():.0f}" for arm, table in trials.items()}
-    assert said("({learned}, `dense.tuned` {dense}, `uniform` {uniform}, `delayed` {ppo})".format(**best))
+    best = {arm: f"{table['value_of_all_seeds'].max():,.0f}" for arm, table in trials.items()}
+    control = hopper["bonus"]
+    assert said(f"and has {control.iqm}, better than `delayed` with a probability of {control.better}.")
+    bests = "({bonus}, `learned` {learned}, `dense.tuned` {dense}, `uniform` {uniform}, `delayed` {ppo})"
+    assert said(bests.format(**best))
     first = results("delayed_tuned", "Hopper-v5/runs.csv").query("seed <= 5").groupby("algorithm")["mean_return"]
     five = {arm: f"{plot_results.iqm(x.to_numpy()[:, None])[0]:,.0f}" for arm, x in first}
     assert said(f"had it ahead, {five['uniform']} against {five['delayed']}; the other fifteen")
@@ -1126,7 +1130,10 @@ def test_what_is_said_of_credit_carried_over_to_halfcheetah():
     )
     assert said(f"where it was {kernels['before'].median():.1f} before")
     walker, hopper = (mean_returns(f"delayed_tuned/{task}-v5") for task in ("Walker2d", "Hopper"))
-    arms = "delayed", "dense", "uniform", "carried"
+    means = results("delayed_tuned", "Walker2d-v5/runs.csv").groupby("algorithm")["mean_return"].agg(["min", "max"])
+    assert means.loc["bonus", "min"] > means.loc["delayed", "max"]
+    assert said(f"`bonus` has {walker['bonus'].iqm}, more than any run of `delayed`")
+    arms = "delayed", "dense", "uniform", "carried", "lirpg"
     assert said("(5 seeds, Hopper's settings): " + ", ".join(f"`{arm}` {walker[arm].iqm}" for arm in arms))
     carried = hopper["carried"]
     assert said(f"On Hopper `carried` has {carried.iqm}, better than `delayed` with a probability of {carried.better}")
