@@ -1,6 +1,7 @@
 """Kernels that are learned on one MuJoCo task with delayed rewards, to be carried over to another. From here:
 
     python results/delayed_tuned/teach.py runs/delayed_tuned          # OUT/kernels/{1 ... 20}.pt, ten seconds each
+    python results/delayed_tuned/teach.py runs/fresh {21..60}        # the same of other seeds; kernels.csv has all 60
     python results/delayed_tuned/teach.py runs/delayed_tuned window   # OUT/kernels/window.pt, which is set by hand
     python results/delayed_tuned/teach.py runs/delayed_tuned bonus    # OUT/{Hopper-v5, Walker2d-v5}/bonus.pt, too
     python results/delayed_tuned/teach.py figure                     # kernels.png, from the committed kernels.csv
