@@ -1,9 +1,9 @@
 """Kernels that are learned on one MuJoCo task with delayed rewards, to be carried over to another. From here:
 
-    python results/delayed_tuned/teach.py runs/delayed_tuned          # OUT/kernels/{1 ... 20}.pt, ten seconds each
+    python results/delayed_tuned/teach.py runs/delayed_tuned         # OUT/kernels/{1 ... 20}.pt, ten seconds each
     python results/delayed_tuned/teach.py runs/fresh {21..60}        # the same of other seeds; kernels.csv has all 60
-    python results/delayed_tuned/teach.py runs/delayed_tuned window   # OUT/kernels/window.pt, which is set by hand
-    python results/delayed_tuned/teach.py runs/delayed_tuned bonus    # OUT/{Hopper-v5, Walker2d-v5}/bonus.pt, too
+    python results/delayed_tuned/teach.py runs/delayed_tuned window  # OUT/kernels/window.pt, which is set by hand
+    python results/delayed_tuned/teach.py runs/delayed_tuned bonus   # OUT/{Hopper-v5, Walker2d-v5}/bonus.pt, too
     python results/delayed_tuned/teach.py figure                     # kernels.png, from the committed kernels.csv
 
 The policy is the untouched one of Swimmer-v5. Its rewards are paid every 20 steps, and --irn kernel is learned from 24
@@ -14,7 +14,7 @@ before it has learned, and by PPO alone; which share of a reward the kernel pays
 where it goes, weight_0 to the step at which it was paid, weight_1 to the one before, and so on.
 
 window: what the delay's length alone would tell. Each reward goes to the 20 steps that earned it, in equal shares.
-bonus: 1 at every step, the control of LIRPG (Zheng, Oh and Singh 2018, section 5); --intrinsic-coef says how much.
+bonus: 1 at every step, the control of LIRPG (Zheng, Oh and Singh 2018); --intrinsic-coef says how much.
 """
 
 import csv
