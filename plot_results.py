@@ -358,7 +358,7 @@ def gap_closed(x, low, high):
 def summarize_returns(measured, algorithms, counts):
     """Table of measure_returns, and run counts by (length, algorithm) -> table with a row for each algorithm"""
     scores = {a: measured.loc[measured["algorithm"] == a, RETURNS].to_numpy()[:, None] for a in algorithms}
-    ends = [*("iqm", "low", "high"), *("share", "share_low", "share_high"), *("better", "better_low", "better_high")]
+    ends = ["iqm", "low", "high"] + [what + end for what in ("share", "better") for end in ("", "_low", "_high")]
     rows = []
     for algorithm, x in scores.items():
         points, shares, better = bootstrap(lambda x: iqm(x[:, 0]), x), *np.full((2, 3, len(RETURNS)), np.nan)
@@ -366,7 +366,7 @@ def summarize_returns(measured, algorithms, counts):
         if {"delayed", "dense"} <= others:
             shares = bootstrap(gap_closed, x, scores["delayed"], scores["dense"])
         if "delayed" in others:
-            pairs = zip(np.moveaxis(x, -1, 0), np.moveaxis(scores["delayed"], -1, 0), strict=True)  # [runs, 1] each
+            pairs = [(x[..., i], scores["delayed"][..., i]) for i in range(len(RETURNS))]
             better = np.stack([bootstrap(probability_of_improvement, *pair)[:, 0] for pair in pairs], axis=1)
         row = {"algorithm": algorithm} | dict(zip(["runs", "runs_expected"], counts[0, algorithm], strict=True))
         for name, values in zip(RETURNS, np.concatenate([points, shares, better]).T.round(3), strict=True):

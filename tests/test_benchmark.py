@@ -467,6 +467,13 @@ def slurm(tmp_path, monkeypatch):
         subprocess.run(["bash", ROOT / "tests" / "slurm.sh", "stop", folder], check=True)
 
 
+def wait_for(*jobs):
+    """Of Slurm, until they have ended"""
+    after = f"--dependency=afterany:{':'.join(jobs)}"
+    wait = ["sbatch", "--wait", "--deadline=now+15minutes", after, "--output=/dev/null", "--wrap", "true"]
+    subprocess.run(wait, check=True, capture_output=True)
+
+
 def test_slurm(benchmark, slurm, tmp_path):
     settings = {"LAUNCHER": "slurm", "LENGTHS": "2 0"}  # length 0 fails
 
@@ -488,8 +495,7 @@ def test_slurm(benchmark, slurm, tmp_path):
         assert re.fullmatch(
             "error: (Slurm jobs .* are|another benchmark, .* is) at work in out put: .*\n", second.stderr
         )
-    wait = ["sbatch", "--wait", "--deadline=now+15minutes", f"--dependency=afterany:{figures}", "--output=/dev/null"]
-    subprocess.run([*wait, "--wrap", "true"], check=True, capture_output=True)
+    wait_for(figures)
     assert tasks(array) == 4  # one run each
     assert finished(benchmark.out) == ["ppo_metairn__2__1", "ppo_vanilla__2__1"]
     assert "not finished: ppo_vanilla 0 1: error: " in report.read_text()
@@ -509,3 +515,18 @@ def test_slurm(benchmark, slurm, tmp_path):
     assert "not finished" not in report.read_text()
     assert benchmark(OUT="local").returncode == 0
     assert numbers(benchmark.out) == numbers(benchmark.out.parent / "local")
+
+
+def test_slurm_with_environments(benchmark, study, slurm):
+    """Each is submitted, and drawn, on its own."""
+    env_ids = "CartPole-v1 Pendulum-v1"
+    submitted = study(text=ENVS, ENV_IDS=env_ids, LAUNCHER="slurm", EXTRA_ARGS="--gamma 0.9")
+    assert (submitted.returncode, submitted.stderr) == (0, "")
+    outs = [benchmark.out / env_id for env_id in env_ids.split()]
+    reports = [(out / "slurm" / "jobs").read_text().strip().split(",")[1] for out in outs]
+    wait_for(*reports)
+    for out, report in zip(outs, reports, strict=True):
+        assert finished(out) == ["held__0__1", "small__0__1"]
+        assert "not finished" not in (out / "slurm" / f"{report}.out").read_text()
+        assert json.loads((out / f"{out.name}__small__0__1" / "args.json").read_text())["gamma"] == 0.9
+        assert pd.read_csv(out / "results" / "runs.csv")["algorithm"].tolist() == ["held", "small"]

@@ -170,7 +170,7 @@ def test_a_kernel_fits_any_environment(tmp_path):
 
 
 def test_a_kernel_that_is_taught_pays_the_steps_that_earned():
-    """Swimmer's rewards, paid every 20 steps; to uniform weights these steps are 20 of 256. The lowest share of the 10
+    """Swimmer's rewards, paid every 20 steps; to uniform weights these steps are 20 of 256. The lowest share of the 60
     kernels of the study is 0.43 (kernels.csv)."""
     pytest.importorskip("mujoco", reason="pip install -r requirements-mujoco.txt")
     script = runpy.run_path(str(Path(__file__).parents[1] / "results" / "delayed_tuned" / "teach.py"))

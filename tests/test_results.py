@@ -515,19 +515,20 @@ def said(text):
 
 
 def mean_returns(folder):
-    """{arm: how its mean return is said} of an environment's summary.csv: iqm, interval, share (of the gap), better"""
+    """{arm: how its mean return is said} of a summary.csv: iqm, interval, share of the gap, better; helps: 95 % surely"""
     table = results(folder, "summary.csv").set_index("algorithm")
-    said = {}
+    means = {}
     for arm, row in table.filter(like="mean_return").iterrows():
         share, better = row.filter(like="share"), row.filter(like="better")
         iqm = row[["mean_return_iqm", "mean_return_low", "mean_return_high"]]
-        said[arm] = SimpleNamespace(
+        means[arm] = SimpleNamespace(
             iqm=f"{iqm.iloc[0]:,.0f}",
             interval="{:,.0f} [{:,.0f}, {:,.0f}]".format(*iqm),
             share=plot_results.interval_text(*share),
             better=plot_results.interval_text(*better),
+            helps=better.iloc[1] > 0.5,
         )
-    return said
+    return means
 
 
 def medians(study):
@@ -1024,6 +1025,7 @@ def test_what_is_said_of_tuning_with_a_delay():
     assert said(f"`dense` has {untuned['dense'].iqm}.")
     uniform_, learned_ = hopper["uniform"], hopper["learned"]
     assert said(f"does not help**: {uniform_.iqm} against {delayed}, better with a probability of {uniform_.better}.")
+    assert [arm for arm in hopper if hopper[arm].helps] == []
     assert said(f"help either**: {learned_.iqm}, better than `delayed` with a probability of {learned_.better}")
     best = {arm: f"{table['value_of_all_seeds'].max():,.0f}" for arm, table in trials.items()}
     control = hopper["bonus"]
@@ -1085,23 +1087,16 @@ def test_what_is_said_of_credit_carried_over_to_halfcheetah():
     assert said(f"At random settings `uniform` is behind PPO on {behind} of 10")
     assert f"behind at {behind} of 10 on HalfCheetah" in " ".join(README.split())
     runs = results("delayed_tuned", "HalfCheetah-v5/runs.csv").groupby("algorithm")
-    sizes = {
-        "carried": 20,
-        "delayed": 20,
-        "dense": 10,
-        "dense.tuned": 10,
-        "learned": 5,
-        "lirpg": 5,
-        "uniform": 10,
-        "window": 10,
-    }
-    assert runs.size().to_dict() == sizes
+    sizes = {"carried": 20, "delayed": 20, "dense": 10, "dense.tuned": 10, "learned": 5, "lirpg": 5, "uniform": 10}
+    assert runs.size().to_dict() == sizes | {"window": 10}
     of = mean_returns("delayed_tuned/HalfCheetah-v5")
     said_of_delay = "of {} with it, of {} without, of {} without it"
     assert said(said_of_delay.format(*(of[arm].interval for arm in ("delayed", "dense", "dense.tuned"))))
     learned, lirpg = of["learned"].interval, of["lirpg"].interval
     assert said(f"`uniform` {of['uniform'].interval}, tuned as hard, `learned` {learned}, `lirpg` {lirpg}, these two")
+    assert not any(of[arm].helps for arm in ("uniform", "learned", "lirpg"))
     fresh = mean_returns("delayed_tuned/HalfCheetah-v5/fresh")
+    assert [arm for arm in fresh if fresh[arm].helps] == ["carried", "dense", "window"]
     seeds = results("delayed_tuned", "HalfCheetah-v5/fresh/runs.csv").groupby("algorithm")["seed"].agg(list)
     assert seeds["carried"] == seeds["delayed"] == list(range(21, 61))
     assert seeds["dense"] == seeds["window"] == list(range(21, 41))
@@ -1111,12 +1106,14 @@ def test_what_is_said_of_credit_carried_over_to_halfcheetah():
         f"better with a probability of {carried.better}; that closes {carried.share} of the gap to `dense`"
     )
     summary = results("delayed_tuned", "HalfCheetah-v5/fresh/summary.csv").set_index("algorithm")
+    assert min(summary.loc["carried", ["final_return_share_low", "mean_return_share_low"]]) > 0
     at_the_end = plot_results.interval_text(*summary.loc["carried"].filter(like="final_return_share"))
     assert said(f"at the end of the training: {at_the_end}.")
     assert said(f"`window` closes {window.share} of the gap.")
     assert said(f"Credit set by hand gives back {window.share} of that")
     assert said(f"learned on Swimmer {carried.share} (40 fresh seeds)")
-    assert f"gives back {carried.share} of it (40 fresh seeds" in " ".join(README.split())
+    in_short = f"gives back {carried.share} of it (40 fresh seeds, their number fixed in advance), credit set by hand"
+    assert f"{in_short} {window.share} (20)" in " ".join(README.split())
     assert 0.4 < 1 - summary.loc["delayed", "mean_return_iqm"] / summary.loc["dense", "mean_return_iqm"] < 0.5
     hopper = mean_returns("delayed_tuned/HalfCheetah-v5.hopper")
     assert said("`delayed` has {}, `dense` {}, `uniform` {} (5 seeds)".format(*(x.iqm for x in hopper.values())))
@@ -1138,6 +1135,10 @@ def test_what_is_said_of_credit_carried_over_to_halfcheetah():
     means = results("delayed_tuned", "Walker2d-v5/runs.csv").groupby("algorithm")["mean_return"].agg(["min", "max"])
     assert means.loc["bonus", "min"] > means.loc["delayed", "max"]
     assert said(f"`bonus` has {walker['bonus'].iqm}, more than any run of `delayed`")
+    assert [arm for arm in walker if walker[arm].helps] == ["bonus"]
+    uniform = results("delayed_tuned", "Walker2d-v5/summary.csv").set_index("algorithm").loc["uniform"]
+    ahead = plot_results.interval_text(*uniform.filter(like="final_return_better"))
+    assert said(f"At the end `uniform` is better than `delayed` with a probability of {ahead}")
     arms = "delayed", "dense", "uniform", "carried", "lirpg"
     assert said("(5 seeds, Hopper's settings): " + ", ".join(f"`{arm}` {walker[arm].iqm}" for arm in arms))
     carried = hopper["carried"]
