@@ -515,7 +515,7 @@ def said(text):
 
 
 def mean_returns(folder):
-    """{arm: how its mean return is said} of a summary.csv: iqm, interval, share of the gap, better; helps: 95 % surely"""
+    """{arm: how its mean return is said} of a summary.csv: iqm, interval, share of the gap, better; helps: surely"""
     table = results(folder, "summary.csv").set_index("algorithm")
     means = {}
     for arm, row in table.filter(like="mean_return").iterrows():
