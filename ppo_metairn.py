@@ -506,16 +506,17 @@ def look_ahead_gains(actor, theta, irn, inner, outer, args):
     neither adds nor takes any, paid where the IRN says that it was earned. Paid to all steps, it would drown what the
     right one gains in the noise of the others.
     Each stretch of up to STRETCH steps has a look-ahead of its own, from theta. All steps share one policy network: in
-    a common look-ahead each would be judged by the noise of all.
+    a common look-ahead each would be judged by the noise of all. A kernel is one for all steps, and so is its.
     """
-    stretch = max(n for n in range(1, STRETCH + 1) if len(inner.rewards) % n == 0)
+    T = len(inner.rewards)
+    stretch = T if args.irn == "kernel" else max(n for n in range(1, STRETCH + 1) if T % n == 0)
     vmap = torch.func.vmap
     call = vmap(lambda theta, *x: torch.func.functional_call(actor, unflatten(theta, actor), x))
 
     def cut(x):  # [T, n, ...] -> [S, stretch * n, ...] for S stretches
         return x.unflatten(0, (-1, stretch)).flatten(1, 2)
 
-    theta = theta.repeat(len(inner.rewards) // stretch, 1)  # [S, P]
+    theta = theta.repeat(T // stretch, 1)  # [S, P]
     adam, inner_advantages = new_adam(theta), cut(redistributed_advantages(irn, inner, args))
     if args.norm_adv:
         inner_advantages = vmap(normalize)(inner_advantages)
@@ -733,14 +734,15 @@ def check_irn_args(args):
     check(args, coefs, lambda x: math.isfinite(x) and x >= 0, "be a finite number of at least 0")
     check(args, "outer_gamma outer_gae_lambda", lambda x: 0 <= x <= 1, "lie in [0, 1]")
     check(args, "held_steps", lambda x: x is None or x >= 0, "be at least 0")
-    can_hold = args.irn == "redistribution" and not args.irn_from and args.meta_learning_rate > 0 and args.num_envs >= 6
+    redistributes = args.irn in ("redistribution", "kernel")
+    can_hold = redistributes and not args.irn_from and args.meta_learning_rate > 0 and args.num_envs >= 6
     if args.held_steps is None:
         args.held_steps = args.total_timesteps // 5 if can_hold else 0
     if args.held_steps and not can_hold:
-        fail("--held-steps needs --irn redistribution, meta_learning_rate > 0, num_envs >= 6 and no --irn-from")
+        fail("--held-steps needs --irn redistribution or kernel, meta_learning_rate > 0, num_envs >= 6, no --irn-from")
     if args.intrinsic_coef == args.extrinsic_coef == 0:
         fail("--intrinsic-coef and --extrinsic-coef are both 0: the policy would have no reward to learn from")
-    if args.irn in ("redistribution", "kernel") and args.extrinsic_coef == 0:
+    if redistributes and args.extrinsic_coef == 0:
         fail("--extrinsic-coef 0 needs --irn attention or mlp: a redistributed reward alone sums to 0 in every episode")
     if args.learns_at_once and args.outer_batch == "held-out" and args.num_minibatches == 1:
         fail("--outer-batch held-out needs num_minibatches of at least 2: one to learn from, one that is held out")
