@@ -180,8 +180,8 @@ def read_map(runs, name):
 def collect(runs, credit_algorithm, credit_map):
     """What the run folders in `runs` hold, as {file name: table}, and the settings; see the head of this file.
 
-    Runs that cannot be used are named on stderr and in left_out.csv. So are runs that are not there: those of the
-    grid of each algorithm's lengths and the seeds of all algorithms in `runs` with which it has any in common.
+    Runs that cannot be used are named on stderr and in left_out.csv. So are runs that are not there, of those in the
+    file `planned`, to which benchmark.sh adds what it sets out to do.
     """
     evaluations, credits, clocks, left_out, settings, found, used = [], [], [], {}, {}, set(), {}
     for folder in sorted(path.parent for path in Path(runs).glob("*/args.json")):
@@ -221,12 +221,10 @@ def collect(runs, credit_algorithm, credit_map):
         fail(f"there is no finished run in {runs}" + "".join(f"; {run}: {why}" for run, why in left_out.items()))
     if credit_algorithm and not credits:
         fail(f"--credit-algorithm {credit_algorithm}: no finished run with an intrinsic reward is of this algorithm")
-    cells = sorted({run[:2] for run in found})
-    seeds = {name: {run[2] for run in found if run[0] == name} for name, _ in cells}
-    for name, length in cells:
-        for seed in sorted(set().union(*(others for others in seeds.values() if others & seeds[name]))):
-            if (name, length, seed) not in found:
-                left_out[name, length, seed] = "missing: there is no readable run folder"
+    planned = Path(runs, "planned").read_text().split("\n") if Path(runs, "planned").exists() else []
+    for name, length, seed in sorted({tuple(line.split()) for line in planned if line}):
+        if (run := (name, int(length), int(seed))) not in found:
+            left_out[run] = "missing: there is no readable run folder"
     for (algorithm, length, seed), why in left_out.items():
         print(f"left out: {algorithm}, L = {length}, seed {seed}: {why}", file=sys.stderr)
     tables = {
