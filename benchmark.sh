@@ -154,7 +154,7 @@ kind="STUDY=${STUDY:+$(cksum <<<"$table")} TOTAL_TIMESTEPS=$TOTAL_TIMESTEPS EXTR
 [[ -e $OUT/kind ]] || echo "$kind" >"$OUT/kind"
 [[ $(<"$OUT/kind") == "$kind" ]] || fail "$OUT holds runs of another kind ($(<"$OUT/kind")), not $kind: set another OUT"
 
-[[ $mode == --task ]] || printf '%s\n' "${runs[@]}" >>"$OUT/planned" # for plot_results.py, which names what is missing
+[[ $mode == --task || ${#todo[@]} == 0 ]] || printf '%s\n' "${todo[@]}" >>"$OUT/planned" # for plot_results.py
 for name in "${settings[@]}"; do echo "$name=${!name}"; done
 echo "${#runs[@]} runs, of which $((${#runs[@]} - ${#todo[@]})) are finished; to do:"
 for run in ${todo[@]+"${todo[@]}"}; do

@@ -148,14 +148,20 @@ def test_failed_and_killed_runs_do_not_vanish(benchmark):
             in process.stdout
         )
     assert "not finished: ppo_metairn 2 1: killed by signal 9 (" in process.stdout
-    assert process.stderr.endswith("left out: ppo_metairn, L = 2, seed 1: unfinished: stopped at step 1000 of 3000\n")
+    assert "left out: ppo_metairn, L = 2, seed 1: unfinished: stopped at step 1000 of 3000\n" in process.stderr
     assert finished(benchmark.out) == ["ppo_vanilla__2__1"]
     left_out = pd.read_csv(benchmark.out / "results" / "left_out.csv")
-    assert left_out["algorithm"].tolist() == ["ppo_metairn"]
-    assert left_out["reason"].str.startswith("unfinished: stopped at step 1000").all()
+    assert list(zip(left_out["algorithm"], left_out["chain_length"], left_out["reason"].str[:7], strict=True)) == [
+        ("ppo_metairn", 0, "missing"),
+        ("ppo_metairn", 2, "unfinis"),
+        ("ppo_vanilla", 0, "missing"),
+    ]
     summary = pd.read_csv(benchmark.out / "results" / "summary.csv")
     assert summary["algorithm"].tolist() == ["ppo_vanilla"]
-    assert "left_out.csv`: 1 of `ppo_metairn` at L = 2." in (benchmark.out / "results" / "summary.md").read_text()
+    assert (
+        "1 of `ppo_metairn`; 1 of `ppo_vanilla`; 1 of `ppo_metairn` at L = 2."
+        in (benchmark.out / "results" / "summary.md").read_text()
+    )
 
     again = benchmark(**settings)
     assert again.returncode == 1
