@@ -506,7 +506,7 @@ def look_ahead_gains(actor, theta, irn, inner, outer, args):
     neither adds nor takes any, paid where the IRN says that it was earned. Paid to all steps, it would drown what the
     right one gains in the noise of the others.
     Each stretch of up to STRETCH steps has a look-ahead of its own, from theta. All steps share one policy network: in
-    a common look-ahead each would be judged by the noise of all. A kernel is one for all steps, and so is its.
+    a common look-ahead each would be judged by the noise of all. A kernel is the same at all steps: it has one, of all.
     """
     T = len(inner.rewards)
     stretch = T if args.irn == "kernel" else max(n for n in range(1, STRETCH + 1) if T % n == 0)

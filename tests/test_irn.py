@@ -1,6 +1,7 @@
 """The intrinsic reward network is alive, and an episode's intrinsic reward depends on that episode alone."""
 
 import importlib.util
+import json
 import math
 import runpy
 from pathlib import Path
@@ -169,20 +170,8 @@ def test_a_kernel_fits_any_environment(tmp_path):
         load_irn(tmp_path / "irn.pt", make_irn(), "cpu")
 
 
-def test_a_kernel_that_is_taught_pays_the_steps_that_earned():
-    """Swimmer's rewards, paid every 20 steps; to uniform weights these steps are 20 of 256. The lowest share of the 60
-    kernels of the study is 0.43 (kernels.csv)."""
-    pytest.importorskip("mujoco", reason="pip install -r requirements-mujoco.txt")
-    script = runpy.run_path(str(Path(__file__).parents[1] / "results" / "delayed_tuned" / "teach.py"))
-    script["teach"].__globals__["META_STEPS"] = 30  # half of the study's, for time
-    irn, row = script["teach"](3)
-    assert irn.kind == "kernel"
-    assert row["paid_to_earners"] > 0.4
-    assert row["learned"] > row["before"]
-
-
 def test_the_window_pays_the_steps_of_the_delay_in_equal_shares():
-    script = runpy.run_path(str(Path(__file__).parents[1] / "results" / "delayed_tuned" / "teach.py"))
+    script = runpy.run_path(str(Path(__file__).parents[1] / "results" / "delayed_tuned" / "networks.py"))
     rewards, dones = torch.zeros(50, 1), torch.zeros(50, 1)
     rewards[39], rewards[49] = 1, 2
     r_in, _ = script["window"](20)(torch.zeros(50, 1, 1), torch.zeros(50, 1, dtype=torch.long), rewards, dones)
@@ -192,9 +181,21 @@ def test_the_window_pays_the_steps_of_the_delay_in_equal_shares():
     torch.testing.assert_close(rewards + r_in, expected)
 
 
+def test_the_table_of_kernels_says_where_they_pay(tmp_path):
+    """A reward of the window's goes to 0 to 19 steps ago, at the end of a rollout that nothing ends."""
+    script = runpy.run_path(str(Path(__file__).parents[1] / "results" / "delayed_tuned" / "networks.py"))
+    for seed in (10, 9):
+        script["write"](script["window"](20), tmp_path / f"Swimmer-v5__teacher__0__{seed}" / "irn.pt")
+        (tmp_path / f"Swimmer-v5__teacher__0__{seed}" / "args.json").write_text(json.dumps({"seed": seed}))
+    table = script["kernels"](tmp_path)
+    assert table["seed"].tolist() == [9, 10]
+    np.testing.assert_allclose(table["paid_to_earners"], 1, atol=1e-5)
+    np.testing.assert_allclose(table.filter(like="weight_"), [[1 / 20] * 20 + [0] * 20] * 2, atol=1e-5)
+
+
 def test_the_bonus_is_1_at_every_step(tmp_path):
     pytest.importorskip("mujoco", reason="pip install -r requirements-mujoco.txt")
-    script = runpy.run_path(str(Path(__file__).parents[1] / "results" / "delayed_tuned" / "teach.py"))
+    script = runpy.run_path(str(Path(__file__).parents[1] / "results" / "delayed_tuned" / "networks.py"))
     script["write"](script["bonus"]("Hopper-v5"), tmp_path / "new" / "bonus.pt")
     irn = IntrinsicRewardNetwork(11, gym.spaces.Box(-1, 1, (3,)), "mlp")
     load_irn(tmp_path / "new" / "bonus.pt", irn, "cpu")

@@ -322,6 +322,24 @@ def test_the_policy_is_held_until_there_is_evidence(cli, tmp_path, monkeypatch, 
         assert [event.value for event in events] == pytest.approx([value] * (moves - 1))
 
 
+@pytest.mark.parametrize(
+    ("steps", "options"),
+    [
+        (2_000, {"irn": "redistribution"}),
+        (2_000, {"irn": "kernel"}),
+        (0, {"irn": "attention"}),
+        (0, {"irn": "mlp"}),
+        (0, {"irn": "kernel", "irn_from": "irn.pt"}),
+        (0, {"irn": "kernel", "meta_learning_rate": 0.0}),
+        (0, {"irn": "kernel", "num_envs": 5}),
+    ],
+)
+def test_what_redistributes_is_learned_while_the_policy_is_held(steps, options):
+    args = ppo_metairn.Args(total_timesteps=10_000, **options)
+    ppo_metairn.check_irn_args(args)
+    assert args.held_steps == steps
+
+
 def test_without_evidence_the_rest_is_ppos(cli, tmp_path, monkeypatch):
     """The critic is then fitted to the extrinsic return alone, as that of --intrinsic-coef 0 with the same seed."""
     monkeypatch.setattr(ppo_metairn, "META_STEPS", 2)

@@ -1,6 +1,6 @@
 """Reward networks that are set by hand, and the kernels that were learned on Swimmer. From the project's folder:
 
-    python results/delayed_tuned/networks.py window runs/delayed_tuned   # OUT/window.pt
+    python results/delayed_tuned/networks.py window runs/delayed_tuned   # OUT/kernels/window.pt
     python results/delayed_tuned/networks.py bonus runs/delayed_tuned    # OUT/{Hopper-v5, Walker2d-v5}/bonus.pt
     python results/delayed_tuned/networks.py kernels runs/fresh/Swimmer-v5 > results/delayed_tuned/kernels.csv
     python results/delayed_tuned/networks.py figure                      # kernels.png, from the committed kernels.csv
@@ -9,7 +9,7 @@ window: a kernel that knows the delay. Each reward goes to the 20 steps that ear
 bonus: 1 at every step, the control of LIRPG (Zheng, Oh and Singh 2018); --intrinsic-coef says how much.
 kernels: of each run of `teacher` in a folder (Swimmer-v5/study.txt), which share of a reward its kernel pays to the 20
 steps that earned it; and where it goes, weight_0 to the step at which it was paid, weight_1 to the one before, ...
-kernels_first.csv has the same of 60 kernels that were learned otherwise (HalfCheetah-v5/study.txt).
+kernels_first.csv has the same of 60 kernels that were learned otherwise (study.txt).
 """
 
 import json
@@ -67,14 +67,13 @@ def kernels(runs):
     return pd.DataFrame(rows).sort_values("seed")
 
 
-def plot(table, path):
-    """Where the kernels pay a reward: all of them, their median, and the window"""
-    weights = table.filter(like="weight_").T.to_numpy()  # [WEIGHTS, kernels]
+def plot(table, first, path):
+    """Where the kernels pay a reward: all of them, their median, that of the first ones, and the window"""
+    weights, first_weights = [x.filter(like="weight_").T.to_numpy() for x in (table, first)]  # [WEIGHTS, kernels]
     figure, axis = plt.subplots(figsize=(6.5, 3.2), layout="constrained")
     axis.plot(weights, color="#D55E00", alpha=0.2, linewidth=0.8)
-    axis.plot(
-        np.median(weights, axis=1), color="#D55E00", linewidth=2, label="learned on Swimmer: all, and their median"
-    )
+    axis.plot(np.median(weights, axis=1), color="#D55E00", linewidth=2, label="learned on Swimmer: all, their median")
+    axis.plot(np.median(first_weights, axis=1), color="#999999", linewidth=2, label="learned otherwise (first): median")
     axis.step([0, DELAY, WEIGHTS], [1 / DELAY, 0, 0], where="post", color="#000000", label="set by hand (window)")
     axis.axhline(1 / ROLLOUT, color="#0072B2", linestyle=":", label="untaught")
     axis.set(xlabel="steps before the reward is paid", ylabel="share of the reward", xlim=(0, WEIGHTS), ylim=0)
@@ -92,7 +91,7 @@ def write(irn, path):
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["window", out]:
-            write(window(DELAY), Path(out, "window.pt"))
+            write(window(DELAY), Path(out, "kernels", "window.pt"))
         case ["bonus", out]:
             for env_id in ("Hopper-v5", "Walker2d-v5"):
                 write(bonus(env_id), Path(out, env_id, "bonus.pt"))
@@ -100,6 +99,7 @@ if __name__ == "__main__":
             kernels(runs).to_csv(sys.stdout, index=False, float_format="%.4f")
         case ["figure"]:
             folder = Path(__file__).parent
-            plot(pd.read_csv(folder / "kernels.csv"), folder / "kernels.png")
+            tables = [pd.read_csv(folder / f"{name}.csv") for name in ("kernels", "kernels_first")]
+            plot(*tables, folder / "kernels.png")
         case _:
             metairn.fail("networks.py takes `window OUT`, `bonus OUT`, `kernels RUNS` or `figure`")
