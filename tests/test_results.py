@@ -1132,7 +1132,7 @@ def test_what_is_said_of_credit_carried_over_to_halfcheetah(monkeypatch):
     summary = results("delayed_tuned", "HalfCheetah-v5/fresh/summary.csv").set_index("algorithm")
     at_the_end = plot_results.interval_text(*summary.loc["carried"].filter(like="final_return_share"))
     assert said(f"At the end of the training it is {at_the_end}.")
-    assert said(f"the plain return gains, has {first.interval}, {first.share} of the gap.")
+    assert said(f"`carried.first` has {first.interval}, {first.share} of the gap.")
     runs = results("delayed_tuned", "HalfCheetah-v5/fresh/runs.csv").groupby("algorithm")["mean_return"]
     both = [runs.get_group(arm).to_numpy()[:, None] for arm in ("carried", "carried.first")]
     ahead = plot_results.bootstrap(plot_results.probability_of_improvement, *both).ravel()
