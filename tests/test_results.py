@@ -1159,7 +1159,8 @@ def test_what_is_said_of_credit_carried_over_to_halfcheetah(monkeypatch):
     assert said(f"untaught ones {20 / 256:.2f};")
     half, most = where_they_pay(kernels)
     assert said(f"half of it to the last {half:g} steps")
-    assert most == 6  # in words
+    assert most == 6
+    assert said("the largest share to the step six before the payment (medians)")
     half, most = where_they_pay(first)
     paid = f"{first_paid.min():.2f} to {first_paid.max():.2f} (median {first_paid.median():.2f})"
     assert said(f"`carried.first`: {paid}, half to the last {half:g}, the largest share to the step two before")
