@@ -1,8 +1,8 @@
-"""PPO for flat observations, discrete or continuous actions, in one file. The baseline of ppo_metairn.py.
+"""PPO in one file, for discrete and continuous actions. It is the baseline of the other scripts.
 
     python ppo_vanilla.py --seed 3                    # Umbrella Length 50, 100k steps: solved, in about 3 seconds
-    python ppo_vanilla.py --env-id CartPole-v1        # any Gymnasium env with a flat Box observation
-    python ppo_vanilla.py --resume runs/FOLDER        # go on where a run was stopped, bit for bit
+    python ppo_vanilla.py --env-id CartPole-v1        # any Gymnasium environment with Discrete or flat Box actions
+    python ppo_vanilla.py --resume runs/FOLDER        # continue a run that was stopped, with the same numbers
     python ppo_vanilla.py --evaluate runs/FOLDER --eval-episodes 1000
     tensorboard --logdir runs
 
@@ -12,15 +12,18 @@ References:
     vwxyzjn/cleanrl: cleanrl/ppo.py, whose order, names and TensorBoard tags this file keeps
 """
 
-import importlib.util
+import importlib
 import json
 import math
-import signal
+import os
+import random
+import shlex
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import NamedTuple, get_type_hints
 
 import cloudpickle
 import gymnasium as gym
@@ -31,56 +34,57 @@ from gymnasium.wrappers.utils import RunningMeanStd
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+from typeguard import TypeCheckError, check_type
 
 
 @dataclass
 class Args:
-    exp_name: str = "ppo_vanilla"  # the name of this experiment, part of the run folder's name
+    exp_name: str = "ppo_vanilla"  # name of the experiment, part of the run folder's name
     seed: int = 1  # seed of everything: networks, actions, minibatches, training and evaluation environments
-    cuda: bool = False  # run the networks on the GPU; off: they are so small that one CPU thread is faster
-    track: bool = False  # mirror the run to Weights & Biases (needs `pip install wandb`)
-    runs_dir: str = "runs"  # where run folders are made: RUNS_DIR/{env}__{exp_name}__{chain_length}__{seed}
-    resume: str | None = None  # continue the run in this folder, with its arguments (MuJoCo: new episodes begin)
-    evaluate: str | None = None  # train nothing: evaluate the agent in this run folder for --eval-episodes episodes
-    eval_every: int = 5_000  # environment steps between evaluations (and checkpoints)
-    eval_episodes: int = 20  # episodes of one evaluation; actions are sampled, as in training
+    cuda: bool = False  # run the networks on the GPU; they are so small that one CPU thread is usually faster
+    runs_dir: str = "runs"  # where the run folder is made: RUNS_DIR/{env}__{exp_name}__{chain_length}__{seed}
+    resume: str | None = None  # continue the run in this folder, with its options
+    evaluate: str | None = None  # train nothing: evaluate the policy in this run folder for --eval-episodes episodes
+    eval_every: int = 5_000  # environment steps between two evaluations; each is followed by a checkpoint
+    eval_episodes: int = 20  # episodes per evaluation; actions are sampled, as they are in training
+    eval_max_steps: int = 10_000  # an evaluation episode that is longer than this is cut, and does not count
 
     # The task
-    env_id: str = "umbrella_env:UmbrellaLength-v0"  # flat Box observation, Discrete or flat Box action
-    chain_length: int = 50  # Umbrella only: the episode's length
+    env_id: str = "umbrella_env:UmbrellaLength-v0"  # Gymnasium environment with Discrete or flat Box actions
+    chain_length: int = 50  # Umbrella only: steps per episode
     n_distractor: int | None = None  # Umbrella only: random bits in the observation (default: the environment's)
     hide_umbrella: bool = False  # Umbrella only: the observation never shows whether the umbrella was taken
     invert_umbrella: bool = False  # Umbrella only: the opposite of the right first action is right
-    reward_delay: int = 1  # rewards are summed and paid every so many steps and at an episode's end (logs: as earned)
-    normalize: bool = False  # observations and rewards by running statistics, for continuous control
+    reward_delay: int = 1  # the learner gets the summed reward of this many steps at once, or at an episode's end
+    normalize: bool = False  # normalize observations and rewards by running statistics, for continuous control
 
-    # The algorithm
+    # PPO
     total_timesteps: int = 100_000  # environment steps of the whole run
-    learning_rate: float = 4e-3  # Adam's step size, for actor and critic
+    learning_rate: float = 4e-3  # Adam's step size for actor and critic
     num_envs: int = 20  # parallel environments
-    num_steps: int | None = None  # of each per rollout (default: 50; on Umbrella as many whole episodes as fit in 50)
+    num_steps: int | None = None  # steps per environment and rollout (default: 50; Umbrella: whole episodes within 50)
     anneal_lr: bool = True  # lower the learning rate linearly to 0 over the run
-    gamma: float = 0.99  # discount factor
+    gamma: float = 0.99  # discount factor of PPO's advantages
     gae_lambda: float = 0.95  # lambda of generalized advantage estimation
-    segment_length: int | None = None  # of the pieces that minibatches are made of (default: num_steps, not cut)
-    num_minibatches: int = 4  # per epoch; each holds whole segments, so it must divide their number
-    update_epochs: int = 4  # passes over a rollout
+    segment_length: int | None = None  # minibatches are made of segments of this many steps (default: whole rollouts)
+    num_minibatches: int = 4  # minibatches per epoch; all have the same number of segments
+    update_epochs: int = 4  # passes over a rollout per update
     norm_adv: bool = True  # normalize advantages in each minibatch
     clip_coef: float = 0.3  # clipping range of the probability ratio; 0.2 left more failures near the solution
-    ent_coef: float = 0.0  # weight of the entropy bonus; 0: Umbrella is learned before exploration runs out
+    ent_coef: float = 0.0  # weight of the entropy bonus; Umbrella is learned before exploration runs out
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # gradient-norm limit, for actor and critic each on its own
     target_kl: float | None = None  # end an update after the epoch whose approximate KL divergence exceeds this
-    reward_scale: float = 0.1  # rewards times this are learned from, so that returns are near 1 (logs: not scaled)
+    reward_scale: float = 0.1  # PPO learns from rewards times this, so that returns are near 1 (logs are not scaled)
 
 
-def layer_init(layer, std=2**0.5, bias_const=0.0):
+def layer_init(layer, std=2**0.5, bias_const=0.0):  # shared
     nn.init.orthogonal_(layer.weight, std)
     nn.init.constant_(layer.bias, bias_const)
     return layer
 
 
-def make_mlp(inputs, outputs, std):
+def make_mlp(inputs, outputs, std):  # shared
     return nn.Sequential(
         layer_init(nn.Linear(inputs, 64)),
         nn.ReLU(),
@@ -90,7 +94,7 @@ def make_mlp(inputs, outputs, std):
     )
 
 
-class Actor(nn.Module):
+class Actor(nn.Module):  # shared
     """pi(a|s): Categorical for a Discrete action space, a Gaussian with state-independent deviations for a Box."""
 
     def __init__(self, obs_dim, action_space):
@@ -118,7 +122,7 @@ class Actor(nn.Module):
         return logprobs.sum(-1), (0.5 + 0.5 * math.log(2 * math.pi) + self.logstd).sum().expand(obs.shape[:-1])
 
 
-class Critic(nn.Module):
+class Critic(nn.Module):  # shared
     """V(s): obs [..., obs_dim] -> [...]"""
 
     def __init__(self, obs_dim):
@@ -129,7 +133,7 @@ class Critic(nn.Module):
         return self.net(obs).squeeze(-1)
 
 
-def flat_parameters(module):
+def flat_parameters(module):  # shared
     """The module's parameters as one vector [P] of which, gradients included, they become views from now on.
 
     Clipping and Adam then take a few operations on one vector, not a few for each weight and bias.
@@ -143,7 +147,7 @@ def flat_parameters(module):
     return flat
 
 
-class Batch(NamedTuple):
+class Batch(NamedTuple):  # shared
     """One rollout of T steps in N environments; what followed action t is at index t, not t + 1."""
 
     obs: torch.Tensor  # [T, N, obs_dim]
@@ -154,71 +158,16 @@ class Batch(NamedTuple):
     dones: torch.Tensor  # [T, N] 1 where the episode ended, terminated or truncated, else 0
 
 
-class LearnersView(gym.vector.VectorWrapper):
-    """What is learned from: rewards delayed (--reward-delay); observations and rewards normalized (--normalize).
-
-    Observations less their running mean over their deviation, rewards over that of the discounted return, both clipped
-    at 10: gymnasium's NormalizeObservation and NormalizeReward as in cleanrl/ppo_continuous_action.py, but with one set
-    of statistics for all environments. Those of an evaluation are given and stay as they are.
-    """
-
-    def __init__(self, envs, args, statistics=None):
-        super().__init__(envs)
-        self.args, self.learns = args, args.normalize and statistics is None
-        self.statistics = statistics or (RunningMeanStd(shape=self.single_observation_space.shape), RunningMeanStd())
-
-    def view(self, obs):
-        mean, var = self.statistics[0].mean, self.statistics[0].var
-        return ((obs - mean) / np.sqrt(var + 1e-8)).clip(-10, 10) if self.args.normalize else obs
-
-    def reset(self, **kwargs):
-        obs, infos = self.env.reset(**kwargs)
-        self.owed, self.returns, self.steps = np.zeros((3, self.num_envs))  # [N] each, since the episode began
-        if self.learns:
-            self.statistics[0].update(obs)
-        return self.view(obs), infos
-
-    def step(self, actions):
-        obs, rewards, terminations, truncations, infos = self.env.step(actions)
-        ended = terminations | truncations
-        self.steps += 1
-        self.owed += rewards
-        rewards = np.where(ended | (self.steps % self.args.reward_delay == 0), self.owed, 0.0)
-        self.owed -= rewards
-        self.returns = self.args.gamma * self.returns + rewards
-        if self.learns:
-            for statistics, x in zip(self.statistics, (obs, self.returns), strict=True):
-                statistics.update(x)
-        self.steps[ended] = self.owed[ended] = self.returns[ended] = 0
-        if self.args.normalize:
-            rewards = (rewards / np.sqrt(self.statistics[1].var + 1e-8)).clip(-10, 10)
-        for i in np.flatnonzero(ended):
-            infos["final_obs"][i] = self.view(infos["final_obs"][i])
-        return self.view(obs), rewards, terminations, truncations, infos
-
-
-def act(actor, obs, space, device):
-    """obs [N, obs_dim] -> sampled actions [N] or [N, action_dim], as they are and as the environment takes them"""
-    actions = actor.sample(torch.as_tensor(obs, dtype=torch.get_default_dtype(), device=device)).cpu().numpy()
-    return actions, actions if actor.discrete else actions.clip(space.low, space.high).astype(space.dtype)
-
-
-def ended_episodes(infos, ended):
-    """(return, length, success) of each episode that a step ended, `ended` [N] bool; success is NaN if not reported."""
-    success = infos["final_info"].get("success", np.full(len(ended), np.nan))
-    return np.stack([infos["episode"]["r"], infos["episode"]["l"], success], axis=1)[ended].tolist()
-
-
 @torch.no_grad()
-def rollout(envs, actor, obs, args, device):
+def rollout(envs, actor, obs, args, device):  # shared
     """Runs `actor` for num_steps steps in every environment, from obs [N, obs_dim].
 
     Returns the Batch, the observation to go on from, and the episodes that ended, as (return, length, success).
     """
     steps, episodes = [], []
     for _ in range(args.num_steps):
-        actions, env_actions = act(actor, obs, envs.single_action_space, device)
-        following_obs, rewards, terminations, truncations, infos = envs.step(env_actions)
+        actions = actor.sample(torch.as_tensor(obs, dtype=torch.get_default_dtype(), device=device)).cpu().numpy()
+        following_obs, rewards, terminations, truncations, infos = envs.step(actions)
         next_obs, dones = following_obs.copy(), terminations | truncations
         if dones.any():  # following_obs already begins the next episodes: put back what the action led to
             next_obs[dones] = np.stack(infos["final_obs"][dones])
@@ -230,39 +179,41 @@ def rollout(envs, actor, obs, args, device):
     return batch._replace(**{x: getattr(batch, x).to(torch.get_default_dtype()) for x in floats}), obs, episodes
 
 
-def compute_gae(rewards, values, next_values, terminations, dones, gamma, gae_lambda):
+def compute_gae(rewards, values, next_values, terminations, dones, gamma, gae_lambda):  # shared
     """Generalized advantage estimation (Schulman et al. 2016, eq. 16), differentiable in rewards and both values.
 
     All arguments are [T, N]: values[t] = V(s_t); next_values[t] = V(the state that followed a_t, before any reset);
-    terminations[t] = 1 where that state is terminal (bootstrap 0); dones[t] = 1 where the episode ended, terminated or
-    truncated (the recursion A_t = delta_t + gamma * lambda * (1 - dones_t) * A_{t+1} stops). Returns advantages [T, N].
-    The recursion is solved by doubling: log2(T) passes, each of which lets every step see twice as far ahead.
-    Raises ValueError when T or N is 0.
+    terminations[t] = 1 where that state is terminal: its value counts as 0, and may be NaN; dones[t] = 1 where the
+    episode ended, terminated or truncated: the recursion A_t = delta_t + gamma * lambda * A_{t+1} stops there. Returns
+    advantages [T, N]. The recursion is solved by doubling: log2(T) passes, each of which lets every step see twice as
+    far ahead. Raises ValueError when T or N is 0.
     """
     if rewards.numel() == 0:
         raise ValueError(f"compute_gae needs at least one step of one environment, got rewards {tuple(rewards.shape)}")
-    advantages = rewards + gamma * next_values * (1 - terminations) - values  # the deltas: each step sees itself
+    next_values = next_values.masked_fill(terminations > 0, 0.0)
+    advantages = rewards + gamma * next_values - values  # the deltas: each step sees itself
     decay = gamma * gae_lambda * (1 - dones)  # [T, N] weight of what lies `reach` steps ahead; 0 past an episode's end
     reach = 1
     while reach < len(rewards):
         ahead, beyond = advantages[reach:], advantages[-reach:]  # the last `reach` steps see the rollout's end already
-        advantages = torch.cat([advantages[:-reach] + decay[: len(ahead)] * ahead, beyond])
+        seen = (decay[: len(ahead)] * ahead).masked_fill(decay[: len(ahead)] == 0, 0.0)  # 0 * NaN would be NaN
+        advantages = torch.cat([advantages[:-reach] + seen, beyond])
         decay = decay[:-reach] * decay[reach:]
         reach *= 2
     return advantages
 
 
-def cut(x, length):
+def cut(x, length):  # shared
     """x [T, N, ...] -> [length, N * T / length, ...], each environment's steps cut into segments"""
     return x.transpose(0, 1).unflatten(1, (-1, length)).flatten(0, 1).transpose(0, 1)
 
 
-def normalize(advantages):
+def normalize(advantages):  # shared
     std, mean = torch.std_mean(advantages)
     return (advantages - mean) / (std + 1e-8)
 
 
-def policy_loss(new_logprobs, entropies, logprobs, advantages, clip_coef, ent_coef):
+def policy_loss(new_logprobs, entropies, logprobs, advantages, clip_coef, ent_coef):  # shared
     """PPO's clipped surrogate (Schulman et al. 2017, eq. 7) minus the entropy bonus; and statistics to log, [5].
 
     All tensors have one shape; logprobs are those under the policy that acted.
@@ -279,12 +230,12 @@ def policy_loss(new_logprobs, entropies, logprobs, advantages, clip_coef, ent_co
     return pg_loss - ent_coef * entropy if ent_coef else pg_loss, stats
 
 
-def clip_grad_norm(grad, max_norm):
+def clip_grad_norm(grad, max_norm):  # shared
     """grad [P] scaled to a norm of at most max_norm, as nn.utils.clip_grad_norm_ does but differentiable"""
     return grad * (max_norm / (grad.norm() + 1e-6)).clamp(max=1.0)
 
 
-def adam_step(theta, grad, adam, lr, beta1=0.9, beta2=0.999, eps=1e-5):
+def adam_step(theta, grad, adam, lr, beta1=0.9, beta2=0.999, eps=1e-5):  # shared
     """One step of torch.optim.Adam from theta [P], differentiable in all it is given -> new theta, new state.
 
     adam: (first moment [P], second moment [P], number of steps taken). The second moment is kept off zero, where the
@@ -299,12 +250,12 @@ def adam_step(theta, grad, adam, lr, beta1=0.9, beta2=0.999, eps=1e-5):
     return torch.addcdiv(theta, m, root + eps, value=-lr / (1 - beta1**step)), (m, v, step)
 
 
-def new_adam(theta):
+def new_adam(theta):  # shared
     return torch.zeros_like(theta.data), torch.zeros_like(theta.data), 0
 
 
 @torch.no_grad()
-def descend(theta, adam, lr, max_grad_norm, eps=1e-5):
+def descend(theta, adam, lr, max_grad_norm, eps=1e-5):  # shared
     """Takes an Adam step from theta [P] along its clipped gradient, in place, and zeroes the gradient -> new state."""
     new_theta, adam = adam_step(theta, clip_grad_norm(theta.grad, max_grad_norm), adam, lr, eps=eps)
     theta.copy_(new_theta)
@@ -312,345 +263,505 @@ def descend(theta, adam, lr, max_grad_norm, eps=1e-5):
     return adam
 
 
+def ppo_update(actor, critic, theta, phi, adam, batch, lr, args):  # shared
+    """One update of PPO on one rollout: advantages, then epochs of minibatches. Changes theta, phi and adam in place.
+
+    theta, phi [P]: parameters of actor and critic; adam: {"actor": state, "critic": state}. Returns what is to be
+    logged, means over all minibatches.
+    """
+    with torch.no_grad():
+        logprobs, _ = actor(batch.obs, batch.actions)  # [T, N]
+        values, next_values = critic(batch.obs), critic(batch.next_obs)  # [T, N]
+        advantages = compute_gae(
+            batch.rewards, values, next_values, batch.terminations, batch.dones, args.gamma, args.gae_lambda
+        )
+        returns = advantages + values
+    data = [cut(x, args.segment_length) for x in (batch.obs, batch.actions, logprobs, advantages, returns)]
+    stats = []  # one row [6] per minibatch
+    for _ in range(args.update_epochs):
+        for mb in torch.randperm(data[0].shape[1]).to(theta.device).chunk(args.num_minibatches):  # whole segments
+            mb_obs, mb_actions, mb_logprobs, mb_advantages, mb_returns = [x[:, mb] for x in data]
+            if args.norm_adv:
+                mb_advantages = normalize(mb_advantages)
+            new_logprobs, entropies = actor(mb_obs, mb_actions)
+            loss, mb_stats = policy_loss(
+                new_logprobs, entropies, mb_logprobs, mb_advantages, args.clip_coef, args.ent_coef
+            )
+            v_loss = 0.5 * (critic(mb_obs) - mb_returns).square().mean()
+            (loss + args.vf_coef * v_loss).backward()
+            adam["actor"] = descend(theta, adam["actor"], lr, args.max_grad_norm)
+            adam["critic"] = descend(phi, adam["critic"], lr, args.max_grad_norm)
+            stats.append(torch.cat([mb_stats, v_loss.detach()[None]]))
+        if args.target_kl is not None and mb_stats[3] > args.target_kl:
+            break
+    names = ["policy_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "value_loss"]
+    losses = dict(zip(names, torch.stack(stats).mean(0).tolist(), strict=True))
+    return losses | {"explained_variance": (1 - advantages.var() / returns.var()).item()}
+
+
 def main(args):
+    """Trains a policy, or evaluates one that was trained (args.evaluate). Returns the run's folder, a Path."""
     envs, device = set_up(args)
     obs_dim, action_space = envs.single_observation_space.shape[0], envs.single_action_space
     actor, critic = Actor(obs_dim, action_space).to(device), Critic(obs_dim).to(device)
-    learners = {"actor": actor, "critic": critic}
-    theta, phi = [flat_parameters(learner) for learner in learners.values()]
-    adam = {name: new_adam(p) for name, p in zip(learners, (theta, phi), strict=True)}
+    theta, phi = flat_parameters(actor), flat_parameters(critic)
+    networks = nn.ModuleDict({"actor": actor, "critic": critic})
+    run = Run(args, envs, networks, device, adam={"actor": new_adam(theta), "critic": new_adam(phi)})
     if args.evaluate:
-        _, state = load_checkpoint(args, learners, envs, device)
-        eval_return, _, eval_success = evaluate(args, actor, state["statistics"], device, "evaluate")
-        print(f"{args.eval_episodes} episodes: return {eval_return:.3f}, success {eval_success:.3f}")
-        return
-    run = Run(args, envs, learners, adam, device)
-    adam = run.state["adam"]  # with --resume that of the checkpoint
-    while run.goes_on():
-        # Rollout
-        batch, run.state["obs"], episodes = rollout(run.envs, actor, run.state["obs"], args, device)
-        with torch.no_grad():
-            logprobs, _ = actor(batch.obs, batch.actions)  # [T, N]
-            values, next_values = critic(batch.obs), critic(batch.next_obs)  # [T, N]
-            advantages = compute_gae(
-                batch.rewards, values, next_values, batch.terminations, batch.dones, args.gamma, args.gae_lambda
-            )
-            returns = advantages + values
-
-        # Update
-        frac = 1.0 - run.state["iteration"] / run.num_iterations if args.anneal_lr else 1.0
-        lr = frac * args.learning_rate
-        data = [cut(x, args.segment_length) for x in (batch.obs, batch.actions, logprobs, advantages, returns)]
-        stats = []  # one row [6] per minibatch
-        for _ in range(args.update_epochs):
-            for mb in torch.randperm(data[0].shape[1]).to(device).chunk(args.num_minibatches):  # whole segments
-                mb_obs, mb_actions, mb_logprobs, mb_advantages, mb_returns = [x[:, mb] for x in data]
-                if args.norm_adv:
-                    mb_advantages = normalize(mb_advantages)
-                new_logprobs, entropies = actor(mb_obs, mb_actions)
-                loss, mb_stats = policy_loss(
-                    new_logprobs, entropies, mb_logprobs, mb_advantages, args.clip_coef, args.ent_coef
-                )
-                v_loss = 0.5 * (critic(mb_obs) - mb_returns).square().mean()
-                (loss + args.vf_coef * v_loss).backward()
-                adam["actor"] = descend(theta, adam["actor"], lr, args.max_grad_norm)
-                adam["critic"] = descend(phi, adam["critic"], lr, args.max_grad_norm)
-                stats.append(torch.cat([mb_stats, v_loss.detach()[None]]))
-            if args.target_kl is not None and mb_stats[3] > args.target_kl:
-                break
-
-        # Logging
-        names = ["policy_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "value_loss"]
-        losses = dict(zip(names, torch.stack(stats).mean(0).tolist(), strict=True))
-        losses["explained_variance"] = (1 - advantages.var() / returns.var()).item()
-        run.log(losses, episodes, lr)
+        return run.report()
+    state = run.state  # what the loop carries from one iteration to the next; with --resume, that of the checkpoint
+    with run:
+        if run.evaluation_is_due():
+            run.evaluate_and_save()
+        while state.iteration < run.num_iterations:
+            batch, state.obs, episodes = rollout(run.envs, actor, state.obs, args, device)
+            frac = 1.0 - state.iteration / run.num_iterations if args.anneal_lr else 1.0
+            lr = frac * args.learning_rate
+            losses = ppo_update(actor, critic, theta, phi, state.adam, batch, lr, args)
+            run.log(losses, episodes, lr)
+            if run.evaluation_is_due():
+                run.evaluate_and_save()
+    return run.folder
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Bookkeeping. Here the method ends; what follows any training script needs: checks, evaluation, checkpoints, logs.
+# Bookkeeping, shared by all scripts: options, environments, run folder. Nothing below this line learns.
 # ----------------------------------------------------------------------------------------------------------------------
 
 
 def fail(message):
-    """Ends the program over something the user can mend: one line, exit status 2."""
+    """Ends the program because of something that the user can correct: one line, exit status 2."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
 
 def parse_args():
-    """Args from the command line; with --resume or --evaluate, on top of those stored in the run folder."""
+    """The options from the command line. With --resume or --evaluate, those of the run folder are the defaults."""
     args = tyro.cli(Args, description=__doc__)
-    folder = args.resume or args.evaluate
-    if folder is None:
-        return args
+    if args.resume or args.evaluate:
+        args = tyro.cli(Args, description=__doc__, default=stored_args(args))
+        args.complete = True  # not an option: set_up need not look for what was chosen
+    return args
+
+
+def stored_args(args):
+    """The options in the run folder that --resume or --evaluate names."""
+    path = Path(args.resume or args.evaluate, "args.json")
     try:
-        stored = Args(**json.loads(Path(folder, "args.json").read_text()))
+        return check_types(Args(**json.loads(path.read_text())))
     except (OSError, ValueError, TypeError) as error:
-        fail(f"{folder} is not a run folder of this script: cannot read its args.json ({error})")
-    args = tyro.cli(Args, description=__doc__, default=stored)
-    if args.resume and args.evaluate:
-        fail("--resume and --evaluate exclude each other")
-    for name, value in vars(stored).items() if args.resume else []:
-        if name not in {"resume", "runs_dir", "cuda", "track"} and getattr(args, name) != value:
-            fail(f"--{name.replace('_', '-')} is {value} in {folder} and cannot change with --resume: leave it out")
+        fail(f"{path} does not hold the options of a run of this script: {error}")
+
+
+def check_types(args):
+    for name, kind in get_type_hints(Args).items():
+        try:
+            check_type(getattr(args, name), kind)
+        except TypeCheckError as error:
+            fail(f"--{name.replace('_', '-')}: {error}")
     return args
 
 
 def check(args, names, valid, must):
-    """Fails, naming the flag, unless valid(value) for each of the arguments in `names`."""
+    """Fails, naming the option, unless each of the options in `names` is None or valid(value)."""
     for name in names.split():
-        if not valid(getattr(args, name)):
-            fail(f"--{name.replace('_', '-')} must {must}, got {getattr(args, name)}")
+        if (value := getattr(args, name)) is not None and not valid(value):
+            fail(f"--{name.replace('_', '-')} must {must}, got {value}")
+
+
+def set_up(args):
+    """Checks the options, fills in those that follow from others, seeds the random streams -> environments, device."""
+    if args.resume and args.evaluate:
+        fail("--resume and --evaluate exclude each other")
+    if args.resume or args.evaluate:
+        stored = asdict(stored_args(args))
+        if not hasattr(args, "complete"):  # from Python: what is not at its default is what the caller has chosen
+            vars(args).update(stored | {name: x for name, x in asdict(args).items() if x != getattr(Args, name)})
+        for name in stored.keys() - {"resume", "runs_dir", "cuda"} if args.resume else ():
+            if getattr(args, name) != stored[name]:
+                fail(f"--{name.replace('_', '-')} is {stored[name]} in {args.resume} and cannot change with --resume")
+    check_types(args)
+    counts = "eval_every eval_episodes eval_max_steps total_timesteps num_envs num_steps segment_length num_minibatches"
+    sizes = "learning_rate clip_coef ent_coef vf_coef max_grad_norm target_kl reward_scale"
+    check(args, f"{counts} update_epochs reward_delay", lambda x: x >= 1, "be at least 1")
+    check(args, sizes, lambda x: math.isfinite(x) and x >= 0, "be a finite number of at least 0")
+    check(args, "gamma gae_lambda", lambda x: 0 <= x <= 1, "lie in [0, 1]")
+    check(args, "seed", lambda x: 0 <= x < 2**32, "lie in [0, 4294967295]")
+    check(args, "exp_name", lambda x: x and "/" not in x, "be a name without /")
+    if args.cuda and not torch.cuda.is_available():
+        fail("--cuda: no CUDA device is available; leave the flag out to run on the CPU")
+    sys.path.append(os.getcwd())  # so that --env-id my_module:MyEnv-v0 finds a module of the current folder
+    envs = make_envs(args, args.num_envs)
+    args.chain_length = args.chain_length if is_umbrella(args) else 0
+    whole_episodes = args.chain_length * max(1, 50 // max(1, args.chain_length))
+    args.num_steps = args.num_steps or whole_episodes or 50
+    args.segment_length = args.segment_length or args.num_steps
+    batch_size = args.num_envs * args.num_steps
+    segments = batch_size // args.segment_length
+    if args.num_steps % args.segment_length:
+        fail(f"--segment-length {args.segment_length} must divide num_steps = {args.num_steps}")
+    if segments % args.num_minibatches:
+        where = "num_envs * num_steps / segment_length"
+        fail(f"--num-minibatches {args.num_minibatches} must divide the number of segments, {where} = {segments}")
+    if args.norm_adv and batch_size == args.num_minibatches:
+        fail(f"--num-minibatches {args.num_minibatches} leaves one step a minibatch, and one cannot be normalized")
+    if args.total_timesteps < batch_size:
+        fail(f"--total-timesteps {args.total_timesteps} is less than num_envs * num_steps = {batch_size}, one rollout")
+    torch.set_num_threads(1)  # the fastest for networks this small, and it leaves the other cores to other runs
+    seed_all(args.seed)
+    return envs, torch.device("cuda" if args.cuda else "cpu")
+
+
+def is_umbrella(args):
+    return args.env_id.startswith("umbrella_env:")
 
 
 def make_envs(args, num_envs, statistics=None):
-    """Environments with SAME_STEP autoreset (no dead transitions, true last observation); whether they are Umbrella.
+    """Vector environment with SAME_STEP autoreset: no dead transitions, and the true last observation in its info.
 
-    statistics: those that a LearnersView is to use and leave as they are, for an evaluation.
+    statistics: what an evaluation is to normalize with, and to leave unchanged. Observations of every space that
+    gymnasium can flatten become vectors. That also copies them, since some environments reuse one array for all.
     """
     try:
-        umbrella = args.env_id.startswith("umbrella_env:")
-        if umbrella:
+        if is_umbrella(args):
             names = "chain_length", "n_distractor", "hide_umbrella", "invert_umbrella"
             kwargs = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
             envs = gym.make_vec(args.env_id, num_envs, "vector_entry_point", **kwargs)
         else:
-            envs = gym.make_vec(args.env_id, num_envs, "sync", {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP})
-    except (gym.error.Error, ImportError, ValueError) as error:
-        fail(f"--env-id {args.env_id}: {str(error).splitlines()[0]}")
+            same_step = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
+            envs = gym.make_vec(args.env_id, num_envs, "sync", same_step, [gym.wrappers.FlattenObservation])
+    except Exception as error:  # an environment may raise anything while it is made
+        hint = " (pip install -r requirements-mujoco.txt)" if "mujoco" in str(error).lower() else ""
+        fail(f"--env-id {args.env_id}: {type(error).__name__}: {' '.join(str(error).split())}{hint}")
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
-    flat_obs, flat_action = [isinstance(x, gym.spaces.Box) and len(x.shape) == 1 for x in (obs_space, action_space)]
-    if not flat_obs:
-        fail(f"--env-id {args.env_id}: the observation space must be a flat Box, got {obs_space}")
-    if not (flat_action or (isinstance(action_space, gym.spaces.Discrete) and action_space.start == 0)):
-        fail(f"--env-id {args.env_id}: the action space must be Discrete from 0 or a flat Box, got {action_space}")
-    return LearnersView(gym.wrappers.vector.RecordEpisodeStatistics(envs), args, statistics), umbrella
+    if not isinstance(obs_space, gym.spaces.Box):
+        fail(f"--env-id {args.env_id}: observations of {obs_space} cannot be made vectors of one length")
+    if not isinstance(action_space, gym.spaces.Discrete) and not (
+        isinstance(action_space, gym.spaces.Box) and len(action_space.shape) == 1
+    ):
+        fail(f"--env-id {args.env_id}: the action space must be Discrete or a flat Box, got {action_space}")
+    return LearnersView(gym.wrappers.vector.RecordEpisodeStatistics(envs), args, statistics)
 
 
-def set_up(args):
-    """Checks the arguments (naming the flag) and fills in those that depend on others -> environments, device."""
-    counts = "eval_every eval_episodes total_timesteps num_envs num_minibatches update_epochs reward_delay"
-    sizes = "seed learning_rate clip_coef ent_coef vf_coef max_grad_norm reward_scale"
-    check(args, counts, lambda x: x >= 1, "be at least 1")
-    check(args, sizes, lambda x: math.isfinite(x) and x >= 0, "be a finite number of at least 0")
-    check(args, "gamma gae_lambda", lambda x: 0 <= x <= 1, "lie in [0, 1]")
-    check(args, "num_steps", lambda x: x is None or x >= 2, "be at least 2")  # one advantage cannot be normalized
-    if args.track and importlib.util.find_spec("wandb") is None:
-        fail("--track needs Weights & Biases: pip install wandb")
-    if args.cuda and not torch.cuda.is_available():
-        fail("--cuda: no CUDA device is available; leave the flag out to run on the CPU")
-    torch.set_num_threads(1)  # the fastest for networks this small, and it leaves the other cores to other runs
-    envs, umbrella = make_envs(args, args.num_envs)
-    if not umbrella:
-        args.chain_length = 0
-    if args.num_steps is None:
-        args.num_steps = args.chain_length * max(1, 50 // args.chain_length) if umbrella else 50
-    if args.segment_length is None:
-        args.segment_length = args.num_steps
-    if args.segment_length < 1 or args.num_steps % args.segment_length:
-        fail(f"--segment-length {args.segment_length} must divide num_steps = {args.num_steps}")
-    segments = args.num_envs * args.num_steps // args.segment_length
-    if segments % args.num_minibatches:
-        where = "num_envs * num_steps / segment_length"
-        fail(f"--num-minibatches {args.num_minibatches} must divide the segments, {where} = {segments}")
-    batch_size = args.num_envs * args.num_steps
-    if args.total_timesteps < batch_size:
-        fail(f"--total-timesteps {args.total_timesteps} is less than num_envs * num_steps = {batch_size}, one batch")
-    torch.manual_seed(args.seed)
-    return envs, torch.device("cuda" if args.cuda else "cpu")
+class LearnersView(gym.vector.VectorWrapper):
+    """What the learner sees of an environment, and what the environment gets of the learner's actions.
+
+    --reward-delay: rewards are summed, and paid every so many steps and at an episode's end. --normalize: observations
+    are shifted and scaled by their running mean and deviation, rewards are divided by the deviation of the discounted
+    return, and both are clipped at 10. This is what gymnasium's NormalizeObservation and NormalizeReward do in
+    cleanrl/ppo_continuous_action.py, but with one set of statistics for all environments. Actions of a bounded Box are
+    scaled from [-1, 1] to its bounds; all are clipped to the Box. Discrete actions count from 0.
+    """
+
+    def __init__(self, envs, args, statistics=None):
+        super().__init__(envs)
+        self.args, self.learns = args, args.normalize and statistics is None
+        self.statistics = statistics or (RunningMeanStd(shape=self.single_observation_space.shape), RunningMeanStd())
+        space = self.single_action_space
+        if isinstance(space, gym.spaces.Box):
+            bounded = space.bounded_below & space.bounded_above
+            low, high = np.where(bounded, space.low, -1), np.where(bounded, space.high, 1)
+            self.center, self.half = (low + high) / 2, (high - low) / 2  # 0 and 1 for [-1, 1], or without bounds
+
+    def view(self, obs, check=True):
+        if check and not np.isfinite(obs).all():
+            fail(f"--env-id {self.args.env_id}: an observation of the environment is not finite")
+        mean, var = self.statistics[0].mean, self.statistics[0].var
+        return ((obs - mean) / np.sqrt(var + 1e-8)).clip(-10, 10) if self.args.normalize else obs
+
+    def reset(self, **kwargs):
+        obs, infos = self.env.reset(**kwargs)
+        self.owed, self.returns, self.steps = np.zeros((3, self.num_envs))  # [N] each, since the episode began
+        if self.learns:
+            self.statistics[0].update(obs)
+        return self.view(obs), infos
+
+    def step(self, actions):
+        space = self.single_action_space
+        if isinstance(space, gym.spaces.Discrete):
+            actions = actions + space.start
+        else:
+            actions = (self.center + self.half * actions).clip(space.low, space.high).astype(space.dtype)
+        obs, rewards, terminations, truncations, infos = self.env.step(actions)
+        if not np.isfinite(rewards).all():
+            fail(f"--env-id {self.args.env_id}: a reward of the environment is not finite")
+        ended = terminations | truncations
+        self.steps += 1
+        self.owed += rewards
+        rewards = np.where(ended | (self.steps % self.args.reward_delay == 0), self.owed, 0.0)
+        self.owed -= rewards
+        self.returns = self.args.gamma * self.returns + rewards
+        if self.learns:
+            for statistics, x in zip(self.statistics, (obs, self.returns), strict=True):
+                statistics.update(x)
+        self.steps[ended] = self.owed[ended] = self.returns[ended] = 0
+        if self.args.normalize:
+            rewards = (rewards / np.sqrt(self.statistics[1].var + 1e-8)).clip(-10, 10)
+        for i in np.flatnonzero(ended):  # a terminal observation may be anything, since nothing is learned from it
+            infos["final_obs"][i] = self.view(infos["final_obs"][i], check=not terminations[i])
+        return self.view(obs), rewards, terminations, truncations, infos
+
+
+def ended_episodes(infos, ended):
+    """(return, length, success) of each episode that a step ended, `ended` [N] bool; success is NaN if not reported."""
+    info = infos["final_info"]
+    success = np.where(info.get("_success", False), info.get("success", math.nan), math.nan)
+    return np.stack([infos["episode"]["r"], infos["episode"]["l"], success + np.zeros(len(ended))], 1)[ended].tolist()
 
 
 def random_seeds(args, stream, index=0, count=1):
-    """`count` seeds for a named stream of the run; neither other streams nor runs with neighbouring seeds share any."""
+    """`count` seeds for a named stream of the run. Other streams, and runs with neighbouring seeds, share none."""
     stream = ["train", "eval", "evaluate", "resume"].index(stream)
     return [int(s) for s in np.random.SeedSequence([args.seed, stream, index]).generate_state(count)]
 
 
-@torch.inference_mode()
-def evaluate(args, actor, statistics, device, stream, index=0):
-    """Mean return, length, success (NaN if not reported) of eval_episodes episodes; actions are sampled as ever."""
-    seeds = random_seeds(args, stream, index, args.eval_episodes)
-    envs, _ = make_envs(args, len(seeds), statistics)
-    obs, _ = envs.reset(seed=seeds)
-    episodes, running = [], np.ones(len(seeds), bool)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # training's is left as it was
-        torch.manual_seed(seeds[0])
-        while running.any():
-            _, env_actions = act(actor, obs, envs.single_action_space, device)
-            obs, _, terminations, truncations, infos = envs.step(env_actions)
-            ended = running & (terminations | truncations)  # an environment's later episodes do not count
-            if ended.any():
-                episodes += ended_episodes(infos, ended)
-                running &= ~ended
-    envs.close()
-    return np.mean(episodes, axis=0).tolist()
+def seed_all(seed):
+    """Seeds torch and, for the sake of environments that draw from them, numpy's and Python's global streams."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    random.seed(seed)
+
+
+def random_state():
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return torch.get_rng_state(), cuda, np.random.get_state(), random.getstate()  # noqa: NPY002
+
+
+def set_random_state(state):
+    torch.set_rng_state(state[0].cpu())
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([rng.cpu() for rng in state[1]])
+    np.random.set_state(state[2])  # noqa: NPY002
+    random.setstate(state[3])
+
+
+def survives_pickling(args):
+    """Whether an environment that is pickled goes on from its state (MuJoCo does not), found out by 100 steps of it."""
+    before, envs, paths = random_state(), make_envs(args, 1), []
+    envs.action_space.seed(0)
+    actions = [envs.action_space.sample() - getattr(envs.single_action_space, "start", 0) for _ in range(110)]
+    try:
+        envs.reset(seed=0)
+        for action in actions[:10]:
+            envs.step(action)
+        copy, now = cloudpickle.loads(cloudpickle.dumps(envs)), random_state()
+        for x in (envs, copy):
+            set_random_state(now)
+            paths.append([np.concatenate([np.ravel(y) for y in x.step(action)[:4]]) for action in actions[10:]])
+        return np.array_equal(*paths, equal_nan=True)
+    except Exception:  # an environment may raise anything when it is pickled, or stepped after that
+        return False
+    finally:
+        set_random_state(before)
+        envs.close()
 
 
 def write_atomically(path, write):
-    """Calls write(temporary file) and renames it to `path`, so that `path` is at any moment whole: old or new."""
+    """Calls write(temporary file) and renames it to `path`. So `path` is whole at any moment: old or new."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
         write(file)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 
-def save_checkpoint(folder, learners, envs, state):
-    """Writes all that the next iteration depends on: networks, environments, random streams and `state`."""
-    # MuJoCo, Box2D, Atari: pickle would keep their arguments and lose their state
-    lossy = any(isinstance(env.unwrapped, gym.utils.EzPickle) for env in getattr(envs.unwrapped, "envs", []))
-    checkpoint = {
-        "learners": {name: learner.state_dict() for name, learner in learners.items()},
-        "envs": None if lossy else cloudpickle.dumps(envs),
-        "torch_rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None,
-        "state": state,
-    }
-    write_atomically(folder / "checkpoint.pt", lambda file: torch.save(checkpoint, file))
-
-
-def load_checkpoint(args, learners, envs, device):
-    """Undoes save_checkpoint: restores `learners` and the random streams, returns environments and state."""
-    path = Path(args.resume or args.evaluate, "checkpoint.pt")
-    if not path.exists():
-        fail(f"{path} does not exist: the run was stopped before its first checkpoint, start it again")
-    try:  # weights_only=False lets a file run code: load only checkpoints that you trust
-        checkpoint = torch.load(path, map_location=device, weights_only=False)
-    except Exception as error:  # what a damaged file raises depends on where it is damaged
-        fail(f"{path} is damaged and cannot be loaded ({type(error).__name__})")
-    if checkpoint["learners"].keys() != learners.keys():
-        fail(f"{path} was written by another script: it holds {', '.join(checkpoint['learners'])}")
-    for name, learner in learners.items():
-        learner.load_state_dict(checkpoint["learners"][name])
-    torch.set_rng_state(checkpoint["torch_rng"].cpu())
-    if checkpoint["cuda_rng"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([rng.cpu() for rng in checkpoint["cuda_rng"]])
-    state = checkpoint["state"]
-    if checkpoint["envs"] is not None:
-        envs = cloudpickle.loads(checkpoint["envs"])
-    envs.statistics = state["statistics"]
-    if checkpoint["envs"] is None:  # begin new episodes
-        state["obs"], _ = envs.reset(seed=random_seeds(args, "resume", state["iteration"], args.num_envs))
-    return envs, state
-
-
-def open_run(args):
-    """Makes the run folder and writes args.json; fails rather than overwrite a run."""
-    env_name = args.env_id.split(":")[-1].replace("/", "_")
-    folder = Path(args.runs_dir, f"{env_name}__{args.exp_name}__{args.chain_length}__{args.seed}")
-    if (folder / "checkpoint.pt").exists():
-        fail(f"{folder} holds a run already: continue it with --resume {folder}, remove it, or change --exp-name")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "args.json", lambda file: file.write(json.dumps(vars(args), indent=2).encode()))
-    except OSError as error:
-        fail(f"cannot write the run folder {folder}: {error.strerror}")
-    return folder
-
-
 class Run:
-    """What surrounds the algorithm: run folder, evaluations, checkpoints, logs, progress bar, Ctrl-C.
+    """The folder of a run (args.json, progress.csv, checkpoint.pt, TensorBoard's files), evaluations, progress bar.
 
-    `state` is what a checkpoint holds beside learners, environments and random streams: iterations done, seconds
-    elapsed, the observation to go on from, Adam's state, episodes since the last evaluation, rows of progress.csv, the
-    environments' statistics.
+    `state` is what the training loop carries from one iteration to the next besides networks, environments and random
+    streams. A checkpoint holds all of these, so a resumed run ends with the same numbers as one that was never stopped.
+    `with run:` closes at its end what the run has opened, and says how to continue a run that was stopped.
     """
 
-    def __init__(self, args, envs, learners, adam, device):
-        self.args, self.learners, self.device = args, learners, device
+    def __init__(self, args, envs, networks, device, **state):
+        self.args, self.envs, self.networks, self.device = args, envs, networks, device
         self.batch_size = args.num_envs * args.num_steps
         self.num_iterations = args.total_timesteps // self.batch_size
-        if args.resume:
-            self.folder = Path(args.resume)
-            self.envs, self.state = load_checkpoint(args, learners, envs, device)
-        else:
-            self.folder, self.envs = open_run(args), envs
-            obs, _ = envs.reset(seed=random_seeds(args, "train", count=args.num_envs))
-            self.state = {"iteration": 0, "elapsed": 0.0, "obs": obs, "adam": adam, "episodes": [], "rows": []}
-            self.state["statistics"] = envs.statistics
-        if args.track:  # WANDB_PROJECT and WANDB_ENTITY choose where it goes
-            wandb = importlib.import_module("wandb")
-            wandb.init(name=self.folder.name, config=vars(args), sync_tensorboard=True, save_code=True)
+        self.state = SimpleNamespace(iteration=0, seconds=0.0, episodes=[], rows=[], reports_success=False, **state)
+        if args.evaluate:
+            self.folder = Path(args.evaluate)
+            self.load()
+            return
+        self.folder = self.open_folder()
+        self.pickles = survives_pickling(args)
+        if not (args.resume and self.load()):
+            self.state.obs, _ = envs.reset(seed=random_seeds(args, "train", count=args.num_envs))
         self.writer = SummaryWriter(self.folder, purge_step=self.global_step + 1)
-        table = "\n".join(f"|{name}|{value}|" for name, value in vars(args).items())
+        table = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
         self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
-        self.stop = []  # signals received: the iteration under way is finished, nothing is lost
-        self.handlers = {signum: signal.signal(signum, self.request_stop) for signum in (signal.SIGINT, signal.SIGTERM)}
-        self.start_time = time.perf_counter() - self.state["elapsed"]
+        self.start_time = time.perf_counter() - self.state.seconds
         total = self.num_iterations * self.batch_size
         self.bar = tqdm(initial=self.global_step, total=total, unit="step", disable=None)
 
     @property
     def global_step(self):
-        return self.state["iteration"] * self.batch_size
+        return self.state.iteration * self.batch_size
 
-    def request_stop(self, signum, _):
-        self.stop.append(signum)
-        signal.signal(signum, self.handlers[signum])  # a second one stops at once
+    def open_folder(self):
+        """Makes the folder of a new run. Locks it until the run ends, so that no second process can use it."""
+        args, name = self.args, self.args.env_id.split(":")[-1].replace("/", "_")
+        folder = Path(args.resume or f"{args.runs_dir}/{name}__{args.exp_name}__{args.chain_length}__{args.seed}")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.lock = open(folder / "lock", "w")  # noqa: SIM115
+            try:
+                fcntl = importlib.import_module("fcntl")
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                fail(f"{folder} is in use by another process: wait for its end, or change --exp-name or --seed")
+            except (ImportError, OSError):
+                print(f"no file locks here: see to it that no other process uses {folder}", file=sys.stderr)
+            if (folder / "checkpoint.pt").exists() and not args.resume:
+                fail(f"{folder} holds a run: continue it with --resume {folder}, remove it, or change --exp-name")
+            if not args.resume:
+                text = json.dumps(asdict(args), indent=2).encode()
+                write_atomically(folder / "args.json", lambda file: file.write(text))
+        except OSError as error:
+            fail(f"cannot write the run folder {folder}: {error.strerror}")
+        return folder
 
-    def goes_on(self, diagnose=dict):
-        """Evaluates and saves where due: at the start, whenever a multiple of eval_every is passed, at the end.
+    def save(self):
+        checkpoint = {
+            "networks": {name: network.state_dict() for name, network in self.networks.items()},
+            "envs": cloudpickle.dumps(self.envs) if self.pickles else None,
+            "statistics": self.envs.statistics,
+            "random": random_state(),
+            "state": self.state,
+        }
+        write_atomically(self.folder / "checkpoint.pt", lambda file: torch.save(checkpoint, file))
 
-        diagnose() -> further columns of progress.csv. Returns False at the end; ends the program where a signal asked.
-        """
-        args, state, step = self.args, self.state, self.global_step
-        evaluated = state["rows"][-1]["global_step"] if state["rows"] else -1
-        finished = state["iteration"] == self.num_iterations
-        due = step // args.eval_every > evaluated // args.eval_every or (finished and step > evaluated)
-        if due:
-            eval_return, _, eval_success = evaluate(
-                args, self.learners["actor"], state["statistics"], self.device, "eval", step
-            )
-            train_return, _, train_success = np.mean(state["episodes"] or [[math.nan] * 3], axis=0).tolist()
-            seconds = time.perf_counter() - self.start_time
-            row = {"global_step": step, "eval_return": eval_return, "eval_success": eval_success}
-            row |= {"train_return": train_return, "train_success": train_success}
-            row |= {"sps": step / seconds, "wall_time": seconds} | diagnose()
-            state["episodes"] = []
-            state["rows"].append(row)
-            lines = [",".join(map(str, line)) + "\n" for line in (row, *(row.values() for row in state["rows"]))]
-            write_atomically(self.folder / "progress.csv", lambda file: file.write("".join(lines).encode()))
-            self.writer.add_scalar("eval/return", eval_return, step)
-            if math.isfinite(eval_success):
-                self.writer.add_scalar("eval/success", eval_success, step)
-            self.bar.set_postfix_str(f"return {eval_return:.2f}, success {eval_success:.2f}", refresh=False)
-        if due or self.stop:
-            state["elapsed"] = time.perf_counter() - self.start_time
-            save_checkpoint(self.folder, self.learners, self.envs, state)
-        if not (finished or self.stop):
-            return True
-        for signum, handler in self.handlers.items():
-            signal.signal(signum, handler)
-        for resource in (self.bar, self.envs, self.writer):
-            resource.close()
-        if not finished:
-            print(f"stopped at step {step}; continue with: python {Path(__file__).name} --resume {self.folder}")
-            sys.exit(128 + self.stop[0])
-        last = state["rows"][-1]
-        print(f"final evaluation   return {last['eval_return']:.2f}, success {last['eval_success']:.2f}")
-        if math.isfinite(last["eval_success"]):
-            solved = [row["global_step"] for row in state["rows"] if row["eval_success"] >= 0.95]
-            print(f"95 % success       {f'first evaluated at step {solved[0]}' if solved else 'not reached'}")
-        print(f"training time      {last['wall_time']:.1f} s, {last['sps']:.0f} steps/s")
-        print(f"run folder         {self.folder}")
-        return False
+    def load(self):
+        """Takes over the checkpoint. Returns False if it is damaged, so that the run has to begin again."""
+        args, path = self.args, self.folder / "checkpoint.pt"
+        if not path.exists():
+            fail(f"{path} does not exist: the run was stopped before its first checkpoint, start it again")
+        try:  # weights_only=False lets a file run code: load only checkpoints that you trust
+            checkpoint = torch.load(path, map_location=self.device, weights_only=False)
+        except Exception as error:  # what a damaged file raises depends on where it is damaged
+            damaged = f"{path} is damaged ({type(error).__name__})"
+            if args.evaluate or (self.folder / "finished").exists():
+                fail(damaged)
+            path.replace(path.with_name("checkpoint.pt.damaged"))
+            print(f"{damaged}: it is now called checkpoint.pt.damaged, and the run begins again", file=sys.stderr)
+            return False
+        try:
+            for name, network in self.networks.items():
+                network.load_state_dict(checkpoint["networks"][name])
+        except (KeyError, RuntimeError):
+            fail(f"{path}: its networks are not those of {Path(__file__).name} on {args.env_id} with these options")
+        self.state, self.envs.statistics = checkpoint["state"], checkpoint["statistics"]
+        set_random_state(checkpoint["random"])
+        if args.resume and checkpoint["envs"] is not None:
+            self.envs = cloudpickle.loads(checkpoint["envs"])
+        elif args.resume:
+            print("new episodes begin, since this environment's state cannot be stored", file=sys.stderr)
+            seeds = random_seeds(args, "resume", self.state.iteration, args.num_envs)
+            self.state.obs, _ = self.envs.reset(seed=seeds)
+        return True
 
     def log(self, losses, episodes, lr):
-        """Ends an iteration: counts it and logs it; exit status 1 if a loss or a parameter is not finite."""
-        self.state["iteration"] += 1
-        self.state["episodes"] += episodes
+        """Ends an iteration: counts it and logs it. Exit status 1 if a loss or a parameter is not finite."""
+        self.state.iteration += 1
+        self.state.episodes += episodes
         bad = [name for name, x in losses.items() if not math.isfinite(x) and name != "explained_variance"]
-        parameters = nn.ModuleDict(self.learners).named_parameters()
-        bad += [f"parameter {name}" for name, p in parameters if not p.isfinite().all()]
+        bad += [f"parameter {name}" for name, p in self.networks.named_parameters() if not p.isfinite().all()]
         if bad:  # the last checkpoint stays as it was
-            where = f"error: iteration {self.state['iteration']}: {bad[0]} is not finite"
+            where = f"error: iteration {self.state.iteration}: {bad[0]} is not finite"
             sys.exit(f"{where}; the last good checkpoint is in {self.folder}")
         sps = self.global_step / (time.perf_counter() - self.start_time)
         scalars = {f"losses/{name}": x for name, x in losses.items()} | {"charts/learning_rate": lr, "charts/SPS": sps}
         if episodes:
-            scalars["charts/episodic_return"], scalars["charts/episodic_length"], _ = np.mean(episodes, axis=0)
+            scalars["charts/episodic_return"], scalars["charts/episodic_length"], _ = self.means(episodes)
         for name, value in scalars.items():
             self.writer.add_scalar(name, value, self.global_step)
         self.bar.update(self.batch_size)
+
+    def means(self, episodes):
+        """Mean return, length and success. Once any episode has reported its success, no report means no success."""
+        values = np.array(episodes or [[math.nan] * 3])
+        self.state.reports_success |= bool(np.isfinite(values[:, 2]).any())
+        if episodes and self.state.reports_success:
+            values[:, 2] = np.nan_to_num(values[:, 2])
+        return values.mean(0).tolist()
+
+    @torch.inference_mode()
+    def evaluate(self, stream, index=0):
+        """Mean return and success of eval_episodes episodes, and both as text. Actions are sampled, as in training."""
+        args, before = self.args, random_state()
+        seeds = random_seeds(args, stream, index, args.eval_episodes)
+        seed_all(seeds[0])
+        envs = make_envs(args, len(seeds), self.envs.statistics)
+        obs, _ = envs.reset(seed=seeds)
+        episodes, running, step = [], np.ones(len(seeds), bool), 0
+        while running.any() and step < args.eval_max_steps:
+            obs = torch.as_tensor(obs, dtype=torch.get_default_dtype(), device=self.device)
+            obs, _, terminations, truncations, infos = envs.step(self.networks["actor"].sample(obs).cpu().numpy())
+            ended = running & (terminations | truncations)  # an environment's later episodes do not count
+            if ended.any():
+                episodes += ended_episodes(infos, ended)
+            running, step = running & ~ended, step + 1
+        envs.close()
+        set_random_state(before)  # training goes on as if nothing had been evaluated
+        mean, _, success = self.means(episodes)
+        cut = f" ({running.sum()} of {len(seeds)} episodes were cut after {step} steps and do not count)"
+        return mean, success, self.in_words(mean, success) + cut * bool(running.any())
+
+    def in_words(self, mean, success):
+        words = f"return {mean:.2f}" if math.isfinite(mean) else "no episode has ended"
+        return words + (f", success {success:.2f}" if math.isfinite(success) else "")
+
+    def report(self):
+        """Prints an evaluation of the policy in the run folder, which it returns: what --evaluate asks for."""
+        print(f"{self.args.eval_episodes} episodes: {self.evaluate('evaluate')[2]}")
+        return self.folder
+
+    def evaluation_is_due(self):
+        """At the start, whenever a multiple of eval_every has been passed, at the end; not twice at one step."""
+        step, rows = self.global_step, self.state.rows
+        due = step % self.args.eval_every < self.batch_size or self.state.iteration == self.num_iterations
+        return due and not (rows and rows[-1]["global_step"] == step)
+
+    def evaluate_and_save(self, **columns):
+        """A row of progress.csv, which ends with the script's own `columns`, and a checkpoint"""
+        step, state = self.global_step, self.state
+        eval_return, eval_success, text = self.evaluate("eval", step)
+        train_return, _, train_success = self.means(state.episodes)
+        state.seconds, state.episodes = time.perf_counter() - self.start_time, []
+        row = {"global_step": step, "eval_return": eval_return, "eval_success": eval_success}
+        row |= {"train_return": train_return, "train_success": train_success}
+        row |= {"sps": step / state.seconds, "wall_time": state.seconds} | columns
+        state.rows.append(row)
+        lines = [",".join(map(str, line)) + "\n" for line in (row, *(row.values() for row in state.rows))]
+        write_atomically(self.folder / "progress.csv", lambda file: file.write("".join(lines).encode()))
+        for name in ("eval_return", "eval_success"):
+            if math.isfinite(row[name]):
+                self.writer.add_scalar(name.replace("_", "/"), row[name], step)
+        self.bar.set_postfix_str(text, refresh=False)
+        if self.bar.disable:  # stderr is no terminal
+            print(f"step {step}: {text}", file=sys.stderr)
+        self.save()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        for resource in (self.bar, self.envs, self.writer, self.lock):
+            resource.close()
+        if kind is KeyboardInterrupt:
+            command = [sys.executable, str(Path(__file__).resolve()), "--resume", str(self.folder.resolve())]
+            print(f"stopped; continue from the last evaluation with: {shlex.join(command)}")
+            sys.exit(130)
+        if isinstance(error, OSError):
+            fail(f"cannot write {error.filename or self.folder}: {error.strerror}")
+        if error is None:
+            last = self.state.rows[-1]
+            print(f"final evaluation   {self.in_words(last['eval_return'], last['eval_success'])}")
+            if math.isfinite(last["eval_success"]):
+                solved = [row["global_step"] for row in self.state.rows if row["eval_success"] >= 0.95]
+                print(f"95 % success       {f'first evaluated at step {solved[0]}' if solved else 'not reached'}")
+            print(f"training time      {last['wall_time']:.1f} s, {last['sps']:.0f} steps/s")
+            print(f"run folder         {self.folder}")
 
 
 if __name__ == "__main__":

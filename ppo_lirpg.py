@@ -1,0 +1,909 @@
+"""LIRPG: PPO with an intrinsic reward that is learned by the meta-gradient while the policy learns, in one file.
+
+PPO learns from the sum of extrinsic and intrinsic reward. Each minibatch has two steps. In the inner step, the policy
+takes PPO's step on the mixed reward. In the outer step, the intrinsic reward network is changed so that the *extrinsic*
+objective after the inner step would be higher. The gradient of the outer step passes through the inner one: through
+advantages, clipped loss, gradient limit and Adam. The outer objective has a critic of its own, of the extrinsic reward.
+
+--irn mlp: a reward of one step's observation and action (Zheng et al. 2018).
+--irn attention: a reward from self-attention over the whole episode. This is SAIR (Jiang et al. 2021) and MetaIRN as it
+was published (Link et al. 2025). The form of MetaIRN that was found to work is in ppo_metairn.py.
+
+Everything else is ppo_vanilla.py: `diff ppo_vanilla.py ppo_lirpg.py` shows the method and nothing else.
+
+    python ppo_lirpg.py --env-id CartPole-v1 --reward-delay 500 --extrinsic-coef 0 --num-envs 8 --num-steps 256 \\
+        --gamma 0.999 --gae-lambda 0.99 --learning-rate 7e-3 --update-epochs 10 --reward-scale 0.01 \\
+        --meta-learning-rate 4e-4                     # CartPole paid at the end of the episode: about 30 seconds
+    python ppo_lirpg.py --irn attention               # MetaIRN as published
+    python ppo_lirpg.py --resume runs/FOLDER          # continue a run that was stopped, with the same numbers
+
+References, besides those of ppo_vanilla.py:
+    Zheng, Oh and Singh, "On Learning Intrinsic Rewards for Policy Gradient Methods" (LIRPG), NeurIPS 2018
+    Jiang et al., "Self-Attention based Temporal Intrinsic Reward for Reinforcement Learning" (SAIR), CAC 2021
+    Link, Heidmann and Liebig-Schultz, "MetaIRN: Metagradient Based Intrinsic Rewards Via Attention Network", 2025
+"""
+
+import copy
+import importlib
+import json
+import math
+import os
+import random
+import shlex
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal, NamedTuple, get_type_hints
+
+import cloudpickle
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from gymnasium.wrappers.utils import RunningMeanStd
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from typeguard import TypeCheckError, check_type
+
+
+@dataclass
+class Args:
+    exp_name: str = "ppo_lirpg"  # the name of this experiment, part of the run folder's name
+    seed: int = 1  # seed of everything: networks, actions, minibatches, training and evaluation environments
+    cuda: bool = False  # run the networks on the GPU; they are so small that one CPU thread is usually faster
+    runs_dir: str = "runs"  # where the run folder is made: RUNS_DIR/{env}__{exp_name}__{chain_length}__{seed}
+    resume: str | None = None  # continue the run in this folder, with its options
+    evaluate: str | None = None  # train nothing: evaluate the policy in this run folder for --eval-episodes episodes
+    eval_every: int = 5_000  # environment steps between two evaluations; each is followed by a checkpoint
+    eval_episodes: int = 20  # episodes per evaluation; actions are sampled, as they are in training
+    eval_max_steps: int = 10_000  # an evaluation episode that is longer than this is cut, and does not count
+
+    # The task
+    env_id: str = "umbrella_env:UmbrellaLength-v0"  # Gymnasium environment with Discrete or flat Box actions
+    chain_length: int = 50  # Umbrella only: steps per episode
+    n_distractor: int | None = None  # Umbrella only: random bits in the observation (default: the environment's)
+    hide_umbrella: bool = False  # Umbrella only: the observation never shows whether the umbrella was taken
+    invert_umbrella: bool = False  # Umbrella only: the opposite of the right first action is right
+    reward_delay: int = 1  # the learner gets the summed reward of this many steps at once, or at an episode's end
+    normalize: bool = False  # normalize observations and rewards by running statistics, for continuous control
+
+    # PPO
+    total_timesteps: int = 100_000  # environment steps of the whole run
+    learning_rate: float = 4e-3  # Adam's step size for actor and critic
+    num_envs: int = 20  # parallel environments
+    num_steps: int | None = None  # steps per environment and rollout (default: 50; Umbrella: whole episodes within 50)
+    anneal_lr: bool = True  # lower the learning rate linearly to 0 over the run
+    gamma: float = 0.99  # discount factor of PPO's advantages
+    gae_lambda: float = 0.95  # lambda of generalized advantage estimation
+    segment_length: int | None = None  # minibatches are made of segments of this many steps (default: whole rollouts)
+    num_minibatches: int = 4  # minibatches per epoch; all have the same number of segments
+    update_epochs: int = 4  # passes over a rollout per update
+    norm_adv: bool = True  # normalize advantages in each minibatch
+    clip_coef: float = 0.3  # clipping range of the probability ratio; 0.2 left more failures near the solution
+    ent_coef: float = 0.0  # weight of the entropy bonus; Umbrella is learned before exploration runs out
+    vf_coef: float = 0.5  # weight of the value loss
+    max_grad_norm: float = 0.5  # gradient-norm limit, for actor and critic each on its own
+    target_kl: float | None = None  # end an update after the epoch whose approximate KL divergence exceeds this
+    reward_scale: float = 0.1  # PPO learns from rewards times this, so that returns are near 1 (logs are not scaled)
+
+    # The intrinsic reward
+    irn: Literal["mlp", "attention"] = "mlp"  # reads one step's observation and action, or the whole episode
+    meta_learning_rate: float = 1e-4  # Adam's step size for the intrinsic reward network
+    intrinsic_coef: float = 1.0  # weight of the intrinsic reward in the reward that PPO learns from
+    extrinsic_coef: float = 1.0  # weight of the extrinsic reward in the same; 0: PPO sees the intrinsic reward alone
+    outer_gamma: float = 1.0  # discount factor of the outer step's advantage; below 1 for tasks without an end
+    outer_gae_lambda: float = 1.0  # lambda of the outer step's advantage; with both at 1 it is return minus value
+
+
+def layer_init(layer, std=2**0.5, bias_const=0.0):  # shared
+    nn.init.orthogonal_(layer.weight, std)
+    nn.init.constant_(layer.bias, bias_const)
+    return layer
+
+
+def make_mlp(inputs, outputs, std):  # shared
+    return nn.Sequential(
+        layer_init(nn.Linear(inputs, 64)),
+        nn.ReLU(),
+        layer_init(nn.Linear(64, 64)),
+        nn.ReLU(),
+        layer_init(nn.Linear(64, outputs), std=std),
+    )
+
+
+class Actor(nn.Module):  # shared
+    """pi(a|s): Categorical for a Discrete action space, a Gaussian with state-independent deviations for a Box."""
+
+    def __init__(self, obs_dim, action_space):
+        super().__init__()
+        self.discrete = isinstance(action_space, gym.spaces.Discrete)
+        action_dim = int(action_space.n if self.discrete else action_space.shape[0])
+        self.net = make_mlp(obs_dim, action_dim, std=0.01)
+        if not self.discrete:
+            self.logstd = nn.Parameter(torch.zeros(action_dim))
+
+    def sample(self, obs):
+        """obs [..., obs_dim] -> actions [...] or [..., action_dim]"""
+        output = self.net(obs)
+        if self.discrete:
+            return torch.multinomial(output.softmax(-1), 1).squeeze(-1)
+        return torch.normal(output, self.logstd.exp().expand_as(output))
+
+    def forward(self, obs, actions):
+        """obs [..., obs_dim], actions [...] or [..., action_dim] -> log-probabilities [...], entropies [...]"""
+        output = self.net(obs)
+        if self.discrete:
+            logprobs = output.log_softmax(-1)  # [..., action_dim]
+            return logprobs.gather(-1, actions.unsqueeze(-1)).squeeze(-1), -(logprobs.exp() * logprobs).sum(-1)
+        logprobs = -0.5 * ((actions - output) / self.logstd.exp()) ** 2 - self.logstd - 0.5 * math.log(2 * math.pi)
+        return logprobs.sum(-1), (0.5 + 0.5 * math.log(2 * math.pi) + self.logstd).sum().expand(obs.shape[:-1])
+
+
+class Critic(nn.Module):  # shared
+    """V(s): obs [..., obs_dim] -> [...]"""
+
+    def __init__(self, obs_dim):
+        super().__init__()
+        self.net = make_mlp(obs_dim, 1, std=1.0)
+
+    def forward(self, obs):
+        return self.net(obs).squeeze(-1)
+
+
+def flat_parameters(module):  # shared
+    """The module's parameters as one vector [P] of which, gradients included, they become views from now on.
+
+    Clipping and Adam then take a few operations on one vector, not a few for each weight and bias.
+    """
+    parameters = list(module.parameters())
+    flat = nn.Parameter(nn.utils.parameters_to_vector(parameters).detach())
+    flat.grad = torch.zeros_like(flat)
+    sizes = [p.numel() for p in parameters]
+    for p, data, grad in zip(parameters, flat.data.split(sizes), flat.grad.split(sizes), strict=True):
+        p.data, p.grad = data.view_as(p), grad.view_as(p)
+    return flat
+
+
+class IntrinsicRewardNetwork(nn.Module):
+    """r_in for every step: from its observation and action (mlp), or from all that its episode holds (attention)."""
+
+    def __init__(self, obs_dim, action_space, kind, dim=32):
+        super().__init__()
+        self.kind = kind
+        self.num_actions = int(action_space.n) if isinstance(action_space, gym.spaces.Discrete) else None
+        action_dim = self.num_actions or action_space.shape[0]
+        if kind == "mlp":
+            self.net = make_mlp(obs_dim + action_dim, 1, std=0.01)
+        else:
+            self.embed = layer_init(nn.Linear(obs_dim + action_dim + 2, dim), std=1.0)
+            self.qkv = layer_init(nn.Linear(dim, 3 * dim), std=1.0)
+            self.out = layer_init(nn.Linear(dim, dim), std=1.0)
+            self.head = layer_init(nn.Linear(dim, 1), std=0.01)
+
+    def forward(self, obs, actions, rewards, dones):
+        """obs [T, N, obs_dim], actions [T, N] or [T, N, action_dim], rewards and dones [T, N] -> r_in [T, N]"""
+        if self.num_actions:
+            actions = nn.functional.one_hot(actions, self.num_actions).to(rewards.dtype)  # [T, N, num_actions]
+        if self.kind == "mlp":
+            return self.net(torch.cat([obs, actions], -1)).squeeze(-1)
+        episode, time = episodes_and_times(dones)  # [T, N]
+        same = episode.T[:, :, None] == episode.T[:, None, :]  # [N, T, T] both steps belong to one episode
+        x = torch.cat([obs, actions, rewards.unsqueeze(-1), time.log1p().unsqueeze(-1)], -1)  # [T, N, features]
+        x = self.embed(x.transpose(0, 1)).tanh()  # [N, T, dim]
+        q, k, v = self.qkv(x).chunk(3, -1)  # [N, T, dim] each
+        scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # [N, T, T]
+        weights = scores.masked_fill(~same, -math.inf).softmax(-1)
+        return self.head(x + self.out(weights @ v)).squeeze(-1).T
+
+
+def episodes_and_times(dones):
+    """dones [T, N] -> for each step the number of its episode within the rollout, and the steps taken in it before."""
+    episode = dones.cumsum(0) - dones
+    step = torch.arange(len(dones), dtype=dones.dtype, device=dones.device).unsqueeze(-1)  # [T, 1]
+    begins = torch.cat([torch.ones_like(dones[:1]), dones[:-1]])  # [T, N]
+    return episode, step - (step * begins).cummax(0).values
+
+
+class Batch(NamedTuple):  # shared
+    """One rollout of T steps in N environments; what followed action t is at index t, not t + 1."""
+
+    obs: torch.Tensor  # [T, N, obs_dim]
+    actions: torch.Tensor  # [T, N] integers, or [T, N, action_dim]
+    rewards: torch.Tensor  # [T, N] extrinsic, scaled by --reward-scale
+    next_obs: torch.Tensor  # [T, N, obs_dim] before any reset
+    terminations: torch.Tensor  # [T, N] 1 where next_obs is terminal, else 0
+    dones: torch.Tensor  # [T, N] 1 where the episode ended, terminated or truncated, else 0
+
+
+@torch.no_grad()
+def rollout(envs, actor, obs, args, device):  # shared
+    """Runs `actor` for num_steps steps in every environment, from obs [N, obs_dim].
+
+    Returns the Batch, the observation to go on from, and the episodes that ended, as (return, length, success).
+    """
+    steps, episodes = [], []
+    for _ in range(args.num_steps):
+        actions = actor.sample(torch.as_tensor(obs, dtype=torch.get_default_dtype(), device=device)).cpu().numpy()
+        following_obs, rewards, terminations, truncations, infos = envs.step(actions)
+        next_obs, dones = following_obs.copy(), terminations | truncations
+        if dones.any():  # following_obs already begins the next episodes: put back what the action led to
+            next_obs[dones] = np.stack(infos["final_obs"][dones])
+            episodes += ended_episodes(infos, dones)
+        steps.append((obs, actions, rewards * args.reward_scale, next_obs, terminations, dones))
+        obs = following_obs
+    batch = Batch(*(torch.as_tensor(np.stack(x), device=device) for x in zip(*steps, strict=True)))  # [T, N, ...]
+    floats = [name for name in Batch._fields if not (name == "actions" and actor.discrete)]
+    return batch._replace(**{x: getattr(batch, x).to(torch.get_default_dtype()) for x in floats}), obs, episodes
+
+
+def compute_gae(rewards, values, next_values, terminations, dones, gamma, gae_lambda):  # shared
+    """Generalized advantage estimation (Schulman et al. 2016, eq. 16), differentiable in rewards and both values.
+
+    All arguments are [T, N]: values[t] = V(s_t); next_values[t] = V(the state that followed a_t, before any reset);
+    terminations[t] = 1 where that state is terminal: its value counts as 0, and may be NaN; dones[t] = 1 where the
+    episode ended, terminated or truncated: the recursion A_t = delta_t + gamma * lambda * A_{t+1} stops there. Returns
+    advantages [T, N]. The recursion is solved by doubling: log2(T) passes, each of which lets every step see twice as
+    far ahead. Raises ValueError when T or N is 0.
+    """
+    if rewards.numel() == 0:
+        raise ValueError(f"compute_gae needs at least one step of one environment, got rewards {tuple(rewards.shape)}")
+    next_values = next_values.masked_fill(terminations > 0, 0.0)
+    advantages = rewards + gamma * next_values - values  # the deltas: each step sees itself
+    decay = gamma * gae_lambda * (1 - dones)  # [T, N] weight of what lies `reach` steps ahead; 0 past an episode's end
+    reach = 1
+    while reach < len(rewards):
+        ahead, beyond = advantages[reach:], advantages[-reach:]  # the last `reach` steps see the rollout's end already
+        seen = (decay[: len(ahead)] * ahead).masked_fill(decay[: len(ahead)] == 0, 0.0)  # 0 * NaN would be NaN
+        advantages = torch.cat([advantages[:-reach] + seen, beyond])
+        decay = decay[:-reach] * decay[reach:]
+        reach *= 2
+    return advantages
+
+
+def cut(x, length):  # shared
+    """x [T, N, ...] -> [length, N * T / length, ...], each environment's steps cut into segments"""
+    return x.transpose(0, 1).unflatten(1, (-1, length)).flatten(0, 1).transpose(0, 1)
+
+
+def normalize(advantages):  # shared
+    std, mean = torch.std_mean(advantages)
+    return (advantages - mean) / (std + 1e-8)
+
+
+def policy_loss(new_logprobs, entropies, logprobs, advantages, clip_coef, ent_coef):  # shared
+    """PPO's clipped surrogate (Schulman et al. 2017, eq. 7) minus the entropy bonus; and statistics to log, [5].
+
+    All tensors have one shape; logprobs are those under the policy that acted.
+    """
+    logratio = new_logprobs - logprobs
+    ratio = logratio.exp()
+    clipped_ratio = ratio.clamp(1 - clip_coef, 1 + clip_coef)
+    pg_loss = -torch.min(advantages * ratio, advantages * clipped_ratio).mean()
+    entropy = entropies.mean()
+    with torch.no_grad():
+        approx_kl = (ratio - 1 - logratio).mean()  # http://joschu.net/blog/kl-approx.html
+        clipfrac = (ratio != clipped_ratio).to(ratio.dtype).mean()
+        stats = torch.stack([pg_loss, entropy, -logratio.mean(), approx_kl, clipfrac])
+    return pg_loss - ent_coef * entropy if ent_coef else pg_loss, stats
+
+
+def clip_grad_norm(grad, max_norm):  # shared
+    """grad [P] scaled to a norm of at most max_norm, as nn.utils.clip_grad_norm_ does but differentiable"""
+    return grad * (max_norm / (grad.norm() + 1e-6)).clamp(max=1.0)
+
+
+def adam_step(theta, grad, adam, lr, beta1=0.9, beta2=0.999, eps=1e-5):  # shared
+    """One step of torch.optim.Adam from theta [P], differentiable in all it is given -> new theta, new state.
+
+    adam: (first moment [P], second moment [P], number of steps taken). The second moment is kept off zero, where the
+    root has no derivative: a parameter whose gradients have all been exactly 0 (a weight of an input that always
+    reads 0) would turn a gradient through this step into NaN.
+    """
+    m, v, step = adam
+    step += 1
+    m = m.lerp(grad, 1 - beta1)
+    v = torch.addcmul(beta2 * v, grad, grad, value=1 - beta2)
+    root = (v / (1 - beta2**step)).clamp_min(torch.finfo(v.dtype).tiny).sqrt()
+    return torch.addcdiv(theta, m, root + eps, value=-lr / (1 - beta1**step)), (m, v, step)
+
+
+def new_adam(theta):  # shared
+    return torch.zeros_like(theta.data), torch.zeros_like(theta.data), 0
+
+
+@torch.no_grad()
+def descend(theta, adam, lr, max_grad_norm, eps=1e-5):  # shared
+    """Takes an Adam step from theta [P] along its clipped gradient, in place, and zeroes the gradient -> new state."""
+    new_theta, adam = adam_step(theta, clip_grad_norm(theta.grad, max_grad_norm), adam, lr, eps=eps)
+    theta.copy_(new_theta)
+    theta.grad.zero_()
+    return adam
+
+
+def unflatten(theta, module):
+    """theta [P] -> the dict of parameters that functional_call takes"""
+    parameters = dict(module.named_parameters())
+    parts = theta.split([p.numel() for p in parameters.values()])
+    return {name: part.view_as(p) for (name, p), part in zip(parameters.items(), parts, strict=True)}
+
+
+def inner_step(actor, theta, adam, obs, actions, logprobs, advantages, lr, args):
+    """The step that ppo_vanilla.py takes, with its graph kept: theta' as a function of the advantages.
+
+    theta [P]: the actor's parameters; adam: their Adam state. Returns theta', its state and statistics to log, [5].
+    """
+    if args.norm_adv:
+        advantages = normalize(advantages)
+    new_logprobs, entropies = torch.func.functional_call(actor, unflatten(theta, actor), (obs, actions))
+    loss, stats = policy_loss(new_logprobs, entropies, logprobs, advantages, args.clip_coef, args.ent_coef)
+    (grad,) = torch.autograd.grad(loss, theta, create_graph=advantages.requires_grad)
+    theta, adam = adam_step(theta, clip_grad_norm(grad, args.max_grad_norm), adam, lr)
+    return theta, adam, stats
+
+
+def outer_loss(actor, theta, obs, actions, logprobs, ext_advantages, args):
+    """PPO's loss of the extrinsic advantage at theta' [P]: what the intrinsic reward network is to lower. A scalar."""
+    advantages = normalize(ext_advantages) if args.norm_adv else ext_advantages
+    new_logprobs, entropies = torch.func.functional_call(actor, unflatten(theta, actor), (obs, actions))
+    return policy_loss(new_logprobs, entropies, logprobs, advantages, args.clip_coef, 0.0)[0]
+
+
+def lirpg_update(networks, parameters, adam, batch, frac, args):
+    """PPO's update on one rollout, with an outer step after each of its steps. Changes parameters and adam in place.
+
+    networks: actor, critic (of the mixed reward), extrinsic critic, intrinsic reward network; parameters: their vectors
+    [P]; adam: {name: state}; frac: what is left of the learning rates. Returns what is to be logged, means over all
+    minibatches.
+    """
+    actor, critic, ext_critic, irn = networks.values()
+    theta, phi, ext_phi, eta = parameters
+    lr, meta_lr = frac * args.learning_rate, frac * args.meta_learning_rate
+    with torch.no_grad():
+        logprobs, _ = actor(batch.obs, batch.actions)  # [T, N]
+        values, next_values = critic(batch.obs), critic(batch.next_obs)  # [T, N]
+        ext_values, ext_next_values = ext_critic(batch.obs), ext_critic(batch.next_obs)  # [T, N]
+        ends, outer = (batch.terminations, batch.dones), (args.outer_gamma, args.outer_gae_lambda)
+        ext_advantages = compute_gae(batch.rewards, ext_values, ext_next_values, *ends, *outer)
+        ext_returns = ext_advantages + ext_values
+    data = batch.obs, batch.actions, logprobs, values, ext_advantages, ext_returns
+    data = [cut(x, args.segment_length) for x in data]
+    pieces = args.num_steps // args.segment_length  # segments per environment
+    stats = []  # one row [9] per minibatch
+    for _ in range(args.update_epochs):
+        minibatches = torch.randperm(data[0].shape[1]).to(theta.device).chunk(args.num_minibatches)  # whole segments
+        for mb, next_mb in zip(minibatches, minibatches[1:] + minibatches[:1], strict=True):
+            # Inner step: PPO on the mixed reward, with a graph that leads to the intrinsic reward network. Advantages
+            # are of whole rollouts, of those environments that the minibatch has segments of.
+            env, place = torch.unique(mb // pieces, return_inverse=True)
+            mixed = Batch(*(x[:, env] for x in batch))  # [T, n, ...]
+            r_in = irn(mixed.obs, mixed.actions, mixed.rewards, mixed.dones)  # [T, n]
+            rewards = args.extrinsic_coef * mixed.rewards + args.intrinsic_coef * r_in
+            advantages = compute_gae(
+                rewards,
+                values[:, env],
+                next_values[:, env],
+                mixed.terminations,
+                mixed.dones,
+                args.gamma,
+                args.gae_lambda,
+            )
+            mb_advantages = cut(advantages, args.segment_length)[:, place * pieces + mb % pieces]
+            mb_obs, mb_actions, mb_logprobs, mb_values, _, mb_ext_returns = [x[:, mb] for x in data]
+            inner_theta, inner_adam, mb_stats = inner_step(
+                actor, theta, adam["actor"], mb_obs, mb_actions, mb_logprobs, mb_advantages, lr, args
+            )
+
+            # Critics, each on its own return
+            v_loss = 0.5 * (critic(mb_obs) - (mb_advantages.detach() + mb_values)).square().mean()
+            ext_v_loss = 0.5 * (ext_critic(mb_obs) - mb_ext_returns).square().mean()
+            (args.vf_coef * (v_loss + ext_v_loss)).backward()
+            adam["critic"] = descend(phi, adam["critic"], lr, args.max_grad_norm)
+            adam["ext_critic"] = descend(ext_phi, adam["ext_critic"], lr, args.max_grad_norm)
+
+            # Outer step, on the next minibatch, since its noise is not that of the inner step
+            obs, actions, next_logprobs, _, next_ext_advantages, _ = [x[:, next_mb] for x in data]
+            meta_loss = outer_loss(actor, inner_theta, obs, actions, next_logprobs, next_ext_advantages, args)
+            meta_loss.backward(inputs=list(irn.parameters()))
+            meta_stats = torch.stack([v_loss, ext_v_loss, meta_loss, eta.grad.norm()]).detach()
+            # Meta-gradients pass through the policy's step and are smaller than Adam's usual eps of 1e-5
+            adam["irn"] = descend(eta, adam["irn"], meta_lr, args.max_grad_norm, eps=1e-10)
+            stats.append(torch.cat([mb_stats, meta_stats]))
+
+            # The policy takes the inner step, without its graph
+            theta.data.copy_(inner_theta.data)
+            m, v, step = inner_adam
+            adam["actor"] = m.detach(), v.detach(), step
+        if args.target_kl is not None and mb_stats[3] > args.target_kl:
+            break
+    names = ["policy_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "value_loss", "ext_value_loss"]
+    names += ["meta_loss", "meta_grad_norm"]
+    losses = dict(zip(names, torch.stack(stats).mean(0).tolist(), strict=True))
+    return losses | {"explained_variance": (1 - ext_advantages.var() / ext_returns.var()).item()}
+
+
+def main(args):
+    """Trains a policy, or evaluates one that was trained (args.evaluate). Returns the run's folder, a Path."""
+    envs, device = set_up(args)
+    check_irn_args(args)
+    obs_dim, action_space = envs.single_observation_space.shape[0], envs.single_action_space
+    actor, critic = Actor(obs_dim, action_space).to(device), Critic(obs_dim).to(device)
+    ext_critic = copy.deepcopy(critic)
+    with torch.random.fork_rng(devices=[]):  # so that the rollouts draw the numbers that ppo_vanilla.py draws
+        irn = IntrinsicRewardNetwork(obs_dim, action_space, args.irn).to(device)
+    networks = nn.ModuleDict({"actor": actor, "critic": critic, "ext_critic": ext_critic, "irn": irn})
+    parameters = [flat_parameters(network) for network in networks.values()]
+    adam = {name: new_adam(x) for name, x in zip(networks, parameters, strict=True)}
+    run = Run(args, envs, networks, device, adam=adam)
+    if args.evaluate:
+        return run.report()
+    state = run.state  # what the loop carries from one iteration to the next; with --resume, that of the checkpoint
+    with run:
+        if run.evaluation_is_due():
+            run.evaluate_and_save(intrinsic_mean=math.nan, intrinsic_std=math.nan)
+        while state.iteration < run.num_iterations:
+            batch, state.obs, episodes = rollout(run.envs, actor, state.obs, args, device)
+            frac = 1.0 - state.iteration / run.num_iterations if args.anneal_lr else 1.0
+            losses = lirpg_update(networks, parameters, state.adam, batch, frac, args)
+            run.log(losses, episodes, frac * args.learning_rate)
+            if run.evaluation_is_due():
+                with torch.no_grad():
+                    r_in = irn(batch.obs, batch.actions, batch.rewards, batch.dones)  # [T, N]
+                run.evaluate_and_save(intrinsic_mean=r_in.mean().item(), intrinsic_std=r_in.std().item())
+    return run.folder
+
+
+def check_irn_args(args):
+    """Fails, naming the option, on values of the intrinsic reward's options that no run could use."""
+    coefs = "meta_learning_rate intrinsic_coef extrinsic_coef"
+    check(args, coefs, lambda x: math.isfinite(x) and x >= 0, "be a finite number of at least 0")
+    check(args, "outer_gamma outer_gae_lambda", lambda x: 0 <= x <= 1, "lie in [0, 1]")
+    check(args, "num_minibatches", lambda x: x >= 2, "be at least 2: one for the inner step, one for the outer step")
+    if args.intrinsic_coef == args.extrinsic_coef == 0:
+        fail("--intrinsic-coef and --extrinsic-coef are both 0: PPO would have no reward to learn from")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Bookkeeping, shared by all scripts: options, environments, run folder. Nothing below this line learns.
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def fail(message):
+    """Ends the program because of something that the user can correct: one line, exit status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def parse_args():
+    """The options from the command line. With --resume or --evaluate, those of the run folder are the defaults."""
+    args = tyro.cli(Args, description=__doc__)
+    if args.resume or args.evaluate:
+        args = tyro.cli(Args, description=__doc__, default=stored_args(args))
+        args.complete = True  # not an option: set_up need not look for what was chosen
+    return args
+
+
+def stored_args(args):
+    """The options in the run folder that --resume or --evaluate names."""
+    path = Path(args.resume or args.evaluate, "args.json")
+    try:
+        return check_types(Args(**json.loads(path.read_text())))
+    except (OSError, ValueError, TypeError) as error:
+        fail(f"{path} does not hold the options of a run of this script: {error}")
+
+
+def check_types(args):
+    for name, kind in get_type_hints(Args).items():
+        try:
+            check_type(getattr(args, name), kind)
+        except TypeCheckError as error:
+            fail(f"--{name.replace('_', '-')}: {error}")
+    return args
+
+
+def check(args, names, valid, must):
+    """Fails, naming the option, unless each of the options in `names` is None or valid(value)."""
+    for name in names.split():
+        if (value := getattr(args, name)) is not None and not valid(value):
+            fail(f"--{name.replace('_', '-')} must {must}, got {value}")
+
+
+def set_up(args):
+    """Checks the options, fills in those that follow from others, seeds the random streams -> environments, device."""
+    if args.resume and args.evaluate:
+        fail("--resume and --evaluate exclude each other")
+    if args.resume or args.evaluate:
+        stored = asdict(stored_args(args))
+        if not hasattr(args, "complete"):  # from Python: what is not at its default is what the caller has chosen
+            vars(args).update(stored | {name: x for name, x in asdict(args).items() if x != getattr(Args, name)})
+        for name in stored.keys() - {"resume", "runs_dir", "cuda"} if args.resume else ():
+            if getattr(args, name) != stored[name]:
+                fail(f"--{name.replace('_', '-')} is {stored[name]} in {args.resume} and cannot change with --resume")
+    check_types(args)
+    counts = "eval_every eval_episodes eval_max_steps total_timesteps num_envs num_steps segment_length num_minibatches"
+    sizes = "learning_rate clip_coef ent_coef vf_coef max_grad_norm target_kl reward_scale"
+    check(args, f"{counts} update_epochs reward_delay", lambda x: x >= 1, "be at least 1")
+    check(args, sizes, lambda x: math.isfinite(x) and x >= 0, "be a finite number of at least 0")
+    check(args, "gamma gae_lambda", lambda x: 0 <= x <= 1, "lie in [0, 1]")
+    check(args, "seed", lambda x: 0 <= x < 2**32, "lie in [0, 4294967295]")
+    check(args, "exp_name", lambda x: x and "/" not in x, "be a name without /")
+    if args.cuda and not torch.cuda.is_available():
+        fail("--cuda: no CUDA device is available; leave the flag out to run on the CPU")
+    sys.path.append(os.getcwd())  # so that --env-id my_module:MyEnv-v0 finds a module of the current folder
+    envs = make_envs(args, args.num_envs)
+    args.chain_length = args.chain_length if is_umbrella(args) else 0
+    whole_episodes = args.chain_length * max(1, 50 // max(1, args.chain_length))
+    args.num_steps = args.num_steps or whole_episodes or 50
+    args.segment_length = args.segment_length or args.num_steps
+    batch_size = args.num_envs * args.num_steps
+    segments = batch_size // args.segment_length
+    if args.num_steps % args.segment_length:
+        fail(f"--segment-length {args.segment_length} must divide num_steps = {args.num_steps}")
+    if segments % args.num_minibatches:
+        where = "num_envs * num_steps / segment_length"
+        fail(f"--num-minibatches {args.num_minibatches} must divide the number of segments, {where} = {segments}")
+    if args.norm_adv and batch_size == args.num_minibatches:
+        fail(f"--num-minibatches {args.num_minibatches} leaves one step a minibatch, and one cannot be normalized")
+    if args.total_timesteps < batch_size:
+        fail(f"--total-timesteps {args.total_timesteps} is less than num_envs * num_steps = {batch_size}, one rollout")
+    torch.set_num_threads(1)  # the fastest for networks this small, and it leaves the other cores to other runs
+    seed_all(args.seed)
+    return envs, torch.device("cuda" if args.cuda else "cpu")
+
+
+def is_umbrella(args):
+    return args.env_id.startswith("umbrella_env:")
+
+
+def make_envs(args, num_envs, statistics=None):
+    """Vector environment with SAME_STEP autoreset: no dead transitions, and the true last observation in its info.
+
+    statistics: what an evaluation is to normalize with, and to leave unchanged. Observations of every space that
+    gymnasium can flatten become vectors. That also copies them, since some environments reuse one array for all.
+    """
+    try:
+        if is_umbrella(args):
+            names = "chain_length", "n_distractor", "hide_umbrella", "invert_umbrella"
+            kwargs = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+            envs = gym.make_vec(args.env_id, num_envs, "vector_entry_point", **kwargs)
+        else:
+            same_step = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
+            envs = gym.make_vec(args.env_id, num_envs, "sync", same_step, [gym.wrappers.FlattenObservation])
+    except Exception as error:  # an environment may raise anything while it is made
+        hint = " (pip install -r requirements-mujoco.txt)" if "mujoco" in str(error).lower() else ""
+        fail(f"--env-id {args.env_id}: {type(error).__name__}: {' '.join(str(error).split())}{hint}")
+    obs_space, action_space = envs.single_observation_space, envs.single_action_space
+    if not isinstance(obs_space, gym.spaces.Box):
+        fail(f"--env-id {args.env_id}: observations of {obs_space} cannot be made vectors of one length")
+    if not isinstance(action_space, gym.spaces.Discrete) and not (
+        isinstance(action_space, gym.spaces.Box) and len(action_space.shape) == 1
+    ):
+        fail(f"--env-id {args.env_id}: the action space must be Discrete or a flat Box, got {action_space}")
+    return LearnersView(gym.wrappers.vector.RecordEpisodeStatistics(envs), args, statistics)
+
+
+class LearnersView(gym.vector.VectorWrapper):
+    """What the learner sees of an environment, and what the environment gets of the learner's actions.
+
+    --reward-delay: rewards are summed, and paid every so many steps and at an episode's end. --normalize: observations
+    are shifted and scaled by their running mean and deviation, rewards are divided by the deviation of the discounted
+    return, and both are clipped at 10. This is what gymnasium's NormalizeObservation and NormalizeReward do in
+    cleanrl/ppo_continuous_action.py, but with one set of statistics for all environments. Actions of a bounded Box are
+    scaled from [-1, 1] to its bounds; all are clipped to the Box. Discrete actions count from 0.
+    """
+
+    def __init__(self, envs, args, statistics=None):
+        super().__init__(envs)
+        self.args, self.learns = args, args.normalize and statistics is None
+        self.statistics = statistics or (RunningMeanStd(shape=self.single_observation_space.shape), RunningMeanStd())
+        space = self.single_action_space
+        if isinstance(space, gym.spaces.Box):
+            bounded = space.bounded_below & space.bounded_above
+            low, high = np.where(bounded, space.low, -1), np.where(bounded, space.high, 1)
+            self.center, self.half = (low + high) / 2, (high - low) / 2  # 0 and 1 for [-1, 1], or without bounds
+
+    def view(self, obs, check=True):
+        if check and not np.isfinite(obs).all():
+            fail(f"--env-id {self.args.env_id}: an observation of the environment is not finite")
+        mean, var = self.statistics[0].mean, self.statistics[0].var
+        return ((obs - mean) / np.sqrt(var + 1e-8)).clip(-10, 10) if self.args.normalize else obs
+
+    def reset(self, **kwargs):
+        obs, infos = self.env.reset(**kwargs)
+        self.owed, self.returns, self.steps = np.zeros((3, self.num_envs))  # [N] each, since the episode began
+        if self.learns:
+            self.statistics[0].update(obs)
+        return self.view(obs), infos
+
+    def step(self, actions):
+        space = self.single_action_space
+        if isinstance(space, gym.spaces.Discrete):
+            actions = actions + space.start
+        else:
+            actions = (self.center + self.half * actions).clip(space.low, space.high).astype(space.dtype)
+        obs, rewards, terminations, truncations, infos = self.env.step(actions)
+        if not np.isfinite(rewards).all():
+            fail(f"--env-id {self.args.env_id}: a reward of the environment is not finite")
+        ended = terminations | truncations
+        self.steps += 1
+        self.owed += rewards
+        rewards = np.where(ended | (self.steps % self.args.reward_delay == 0), self.owed, 0.0)
+        self.owed -= rewards
+        self.returns = self.args.gamma * self.returns + rewards
+        if self.learns:
+            for statistics, x in zip(self.statistics, (obs, self.returns), strict=True):
+                statistics.update(x)
+        self.steps[ended] = self.owed[ended] = self.returns[ended] = 0
+        if self.args.normalize:
+            rewards = (rewards / np.sqrt(self.statistics[1].var + 1e-8)).clip(-10, 10)
+        for i in np.flatnonzero(ended):  # a terminal observation may be anything, since nothing is learned from it
+            infos["final_obs"][i] = self.view(infos["final_obs"][i], check=not terminations[i])
+        return self.view(obs), rewards, terminations, truncations, infos
+
+
+def ended_episodes(infos, ended):
+    """(return, length, success) of each episode that a step ended, `ended` [N] bool; success is NaN if not reported."""
+    info = infos["final_info"]
+    success = np.where(info.get("_success", False), info.get("success", math.nan), math.nan)
+    return np.stack([infos["episode"]["r"], infos["episode"]["l"], success + np.zeros(len(ended))], 1)[ended].tolist()
+
+
+def random_seeds(args, stream, index=0, count=1):
+    """`count` seeds for a named stream of the run. Other streams, and runs with neighbouring seeds, share none."""
+    stream = ["train", "eval", "evaluate", "resume"].index(stream)
+    return [int(s) for s in np.random.SeedSequence([args.seed, stream, index]).generate_state(count)]
+
+
+def seed_all(seed):
+    """Seeds torch and, for the sake of environments that draw from them, numpy's and Python's global streams."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    random.seed(seed)
+
+
+def random_state():
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return torch.get_rng_state(), cuda, np.random.get_state(), random.getstate()  # noqa: NPY002
+
+
+def set_random_state(state):
+    torch.set_rng_state(state[0].cpu())
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([rng.cpu() for rng in state[1]])
+    np.random.set_state(state[2])  # noqa: NPY002
+    random.setstate(state[3])
+
+
+def survives_pickling(args):
+    """Whether an environment that is pickled goes on from its state (MuJoCo does not), found out by 100 steps of it."""
+    before, envs, paths = random_state(), make_envs(args, 1), []
+    envs.action_space.seed(0)
+    actions = [envs.action_space.sample() - getattr(envs.single_action_space, "start", 0) for _ in range(110)]
+    try:
+        envs.reset(seed=0)
+        for action in actions[:10]:
+            envs.step(action)
+        copy, now = cloudpickle.loads(cloudpickle.dumps(envs)), random_state()
+        for x in (envs, copy):
+            set_random_state(now)
+            paths.append([np.concatenate([np.ravel(y) for y in x.step(action)[:4]]) for action in actions[10:]])
+        return np.array_equal(*paths, equal_nan=True)
+    except Exception:  # an environment may raise anything when it is pickled, or stepped after that
+        return False
+    finally:
+        set_random_state(before)
+        envs.close()
+
+
+def write_atomically(path, write):
+    """Calls write(temporary file) and renames it to `path`. So `path` is whole at any moment: old or new."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+class Run:
+    """The folder of a run (args.json, progress.csv, checkpoint.pt, TensorBoard's files), evaluations, progress bar.
+
+    `state` is what the training loop carries from one iteration to the next besides networks, environments and random
+    streams. A checkpoint holds all of these, so a resumed run ends with the same numbers as one that was never stopped.
+    `with run:` closes at its end what the run has opened, and says how to continue a run that was stopped.
+    """
+
+    def __init__(self, args, envs, networks, device, **state):
+        self.args, self.envs, self.networks, self.device = args, envs, networks, device
+        self.batch_size = args.num_envs * args.num_steps
+        self.num_iterations = args.total_timesteps // self.batch_size
+        self.state = SimpleNamespace(iteration=0, seconds=0.0, episodes=[], rows=[], reports_success=False, **state)
+        if args.evaluate:
+            self.folder = Path(args.evaluate)
+            self.load()
+            return
+        self.folder = self.open_folder()
+        self.pickles = survives_pickling(args)
+        if not (args.resume and self.load()):
+            self.state.obs, _ = envs.reset(seed=random_seeds(args, "train", count=args.num_envs))
+        self.writer = SummaryWriter(self.folder, purge_step=self.global_step + 1)
+        table = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
+        self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
+        self.start_time = time.perf_counter() - self.state.seconds
+        total = self.num_iterations * self.batch_size
+        self.bar = tqdm(initial=self.global_step, total=total, unit="step", disable=None)
+
+    @property
+    def global_step(self):
+        return self.state.iteration * self.batch_size
+
+    def open_folder(self):
+        """Makes the folder of a new run. Locks it until the run ends, so that no second process can use it."""
+        args, name = self.args, self.args.env_id.split(":")[-1].replace("/", "_")
+        folder = Path(args.resume or f"{args.runs_dir}/{name}__{args.exp_name}__{args.chain_length}__{args.seed}")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.lock = open(folder / "lock", "w")  # noqa: SIM115
+            try:
+                fcntl = importlib.import_module("fcntl")
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                fail(f"{folder} is in use by another process: wait for its end, or change --exp-name or --seed")
+            except (ImportError, OSError):
+                print(f"no file locks here: see to it that no other process uses {folder}", file=sys.stderr)
+            if (folder / "checkpoint.pt").exists() and not args.resume:
+                fail(f"{folder} holds a run: continue it with --resume {folder}, remove it, or change --exp-name")
+            if not args.resume:
+                text = json.dumps(asdict(args), indent=2).encode()
+                write_atomically(folder / "args.json", lambda file: file.write(text))
+        except OSError as error:
+            fail(f"cannot write the run folder {folder}: {error.strerror}")
+        return folder
+
+    def save(self):
+        checkpoint = {
+            "networks": {name: network.state_dict() for name, network in self.networks.items()},
+            "envs": cloudpickle.dumps(self.envs) if self.pickles else None,
+            "statistics": self.envs.statistics,
+            "random": random_state(),
+            "state": self.state,
+        }
+        write_atomically(self.folder / "checkpoint.pt", lambda file: torch.save(checkpoint, file))
+
+    def load(self):
+        """Takes over the checkpoint. Returns False if it is damaged, so that the run has to begin again."""
+        args, path = self.args, self.folder / "checkpoint.pt"
+        if not path.exists():
+            fail(f"{path} does not exist: the run was stopped before its first checkpoint, start it again")
+        try:  # weights_only=False lets a file run code: load only checkpoints that you trust
+            checkpoint = torch.load(path, map_location=self.device, weights_only=False)
+        except Exception as error:  # what a damaged file raises depends on where it is damaged
+            damaged = f"{path} is damaged ({type(error).__name__})"
+            if args.evaluate or (self.folder / "finished").exists():
+                fail(damaged)
+            path.replace(path.with_name("checkpoint.pt.damaged"))
+            print(f"{damaged}: it is now called checkpoint.pt.damaged, and the run begins again", file=sys.stderr)
+            return False
+        try:
+            for name, network in self.networks.items():
+                network.load_state_dict(checkpoint["networks"][name])
+        except (KeyError, RuntimeError):
+            fail(f"{path}: its networks are not those of {Path(__file__).name} on {args.env_id} with these options")
+        self.state, self.envs.statistics = checkpoint["state"], checkpoint["statistics"]
+        set_random_state(checkpoint["random"])
+        if args.resume and checkpoint["envs"] is not None:
+            self.envs = cloudpickle.loads(checkpoint["envs"])
+        elif args.resume:
+            print("new episodes begin, since this environment's state cannot be stored", file=sys.stderr)
+            seeds = random_seeds(args, "resume", self.state.iteration, args.num_envs)
+            self.state.obs, _ = self.envs.reset(seed=seeds)
+        return True
+
+    def log(self, losses, episodes, lr):
+        """Ends an iteration: counts it and logs it. Exit status 1 if a loss or a parameter is not finite."""
+        self.state.iteration += 1
+        self.state.episodes += episodes
+        bad = [name for name, x in losses.items() if not math.isfinite(x) and name != "explained_variance"]
+        bad += [f"parameter {name}" for name, p in self.networks.named_parameters() if not p.isfinite().all()]
+        if bad:  # the last checkpoint stays as it was
+            where = f"error: iteration {self.state.iteration}: {bad[0]} is not finite"
+            sys.exit(f"{where}; the last good checkpoint is in {self.folder}")
+        sps = self.global_step / (time.perf_counter() - self.start_time)
+        scalars = {f"losses/{name}": x for name, x in losses.items()} | {"charts/learning_rate": lr, "charts/SPS": sps}
+        if episodes:
+            scalars["charts/episodic_return"], scalars["charts/episodic_length"], _ = self.means(episodes)
+        for name, value in scalars.items():
+            self.writer.add_scalar(name, value, self.global_step)
+        self.bar.update(self.batch_size)
+
+    def means(self, episodes):
+        """Mean return, length and success. Once any episode has reported its success, no report means no success."""
+        values = np.array(episodes or [[math.nan] * 3])
+        self.state.reports_success |= bool(np.isfinite(values[:, 2]).any())
+        if episodes and self.state.reports_success:
+            values[:, 2] = np.nan_to_num(values[:, 2])
+        return values.mean(0).tolist()
+
+    @torch.inference_mode()
+    def evaluate(self, stream, index=0):
+        """Mean return and success of eval_episodes episodes, and both as text. Actions are sampled, as in training."""
+        args, before = self.args, random_state()
+        seeds = random_seeds(args, stream, index, args.eval_episodes)
+        seed_all(seeds[0])
+        envs = make_envs(args, len(seeds), self.envs.statistics)
+        obs, _ = envs.reset(seed=seeds)
+        episodes, running, step = [], np.ones(len(seeds), bool), 0
+        while running.any() and step < args.eval_max_steps:
+            obs = torch.as_tensor(obs, dtype=torch.get_default_dtype(), device=self.device)
+            obs, _, terminations, truncations, infos = envs.step(self.networks["actor"].sample(obs).cpu().numpy())
+            ended = running & (terminations | truncations)  # an environment's later episodes do not count
+            if ended.any():
+                episodes += ended_episodes(infos, ended)
+            running, step = running & ~ended, step + 1
+        envs.close()
+        set_random_state(before)  # training goes on as if nothing had been evaluated
+        mean, _, success = self.means(episodes)
+        cut = f" ({running.sum()} of {len(seeds)} episodes were cut after {step} steps and do not count)"
+        return mean, success, self.in_words(mean, success) + cut * bool(running.any())
+
+    def in_words(self, mean, success):
+        words = f"return {mean:.2f}" if math.isfinite(mean) else "no episode has ended"
+        return words + (f", success {success:.2f}" if math.isfinite(success) else "")
+
+    def report(self):
+        """Prints an evaluation of the policy in the run folder, which it returns: what --evaluate asks for."""
+        print(f"{self.args.eval_episodes} episodes: {self.evaluate('evaluate')[2]}")
+        return self.folder
+
+    def evaluation_is_due(self):
+        """At the start, whenever a multiple of eval_every has been passed, at the end; not twice at one step."""
+        step, rows = self.global_step, self.state.rows
+        due = step % self.args.eval_every < self.batch_size or self.state.iteration == self.num_iterations
+        return due and not (rows and rows[-1]["global_step"] == step)
+
+    def evaluate_and_save(self, **columns):
+        """A row of progress.csv, which ends with the script's own `columns`, and a checkpoint"""
+        step, state = self.global_step, self.state
+        eval_return, eval_success, text = self.evaluate("eval", step)
+        train_return, _, train_success = self.means(state.episodes)
+        state.seconds, state.episodes = time.perf_counter() - self.start_time, []
+        row = {"global_step": step, "eval_return": eval_return, "eval_success": eval_success}
+        row |= {"train_return": train_return, "train_success": train_success}
+        row |= {"sps": step / state.seconds, "wall_time": state.seconds} | columns
+        state.rows.append(row)
+        lines = [",".join(map(str, line)) + "\n" for line in (row, *(row.values() for row in state.rows))]
+        write_atomically(self.folder / "progress.csv", lambda file: file.write("".join(lines).encode()))
+        for name in ("eval_return", "eval_success"):
+            if math.isfinite(row[name]):
+                self.writer.add_scalar(name.replace("_", "/"), row[name], step)
+        self.bar.set_postfix_str(text, refresh=False)
+        if self.bar.disable:  # stderr is no terminal
+            print(f"step {step}: {text}", file=sys.stderr)
+        self.save()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        for resource in (self.bar, self.envs, self.writer, self.lock):
+            resource.close()
+        if kind is KeyboardInterrupt:
+            command = [sys.executable, str(Path(__file__).resolve()), "--resume", str(self.folder.resolve())]
+            print(f"stopped; continue from the last evaluation with: {shlex.join(command)}")
+            sys.exit(130)
+        if isinstance(error, OSError):
+            fail(f"cannot write {error.filename or self.folder}: {error.strerror}")
+        if error is None:
+            last = self.state.rows[-1]
+            print(f"final evaluation   {self.in_words(last['eval_return'], last['eval_success'])}")
+            if math.isfinite(last["eval_success"]):
+                solved = [row["global_step"] for row in self.state.rows if row["eval_success"] >= 0.95]
+                print(f"95 % success       {f'first evaluated at step {solved[0]}' if solved else 'not reached'}")
+            print(f"training time      {last['wall_time']:.1f} s, {last['sps']:.0f} steps/s")
+            print(f"run folder         {self.folder}")
+
+
+if __name__ == "__main__":
+    main(parse_args())
