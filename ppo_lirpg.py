@@ -51,7 +51,7 @@ from typeguard import TypeCheckError, check_type
 
 @dataclass
 class Args:
-    exp_name: str = "ppo_lirpg"  # the name of this experiment, part of the run folder's name
+    exp_name: str = "ppo_lirpg"  # name of the experiment, part of the run folder's name
     seed: int = 1  # seed of everything: networks, actions, minibatches, training and evaluation environments
     cuda: bool = False  # run the networks on the GPU; they are so small that one CPU thread is usually faster
     runs_dir: str = "runs"  # where the run folder is made: RUNS_DIR/{env}__{exp_name}__{chain_length}__{seed}
@@ -64,7 +64,7 @@ class Args:
     # The task
     env_id: str = "umbrella_env:UmbrellaLength-v0"  # Gymnasium environment with Discrete or flat Box actions
     chain_length: int = 50  # Umbrella only: steps per episode
-    n_distractor: int | None = None  # Umbrella only: random bits in the observation (default: the environment's)
+    n_distractor: int | None = None  # Umbrella only: random bits in the observation; None: the environment's own number
     hide_umbrella: bool = False  # Umbrella only: the observation never shows whether the umbrella was taken
     invert_umbrella: bool = False  # Umbrella only: the opposite of the right first action is right
     reward_delay: int = 1  # the learner gets the summed reward of this many steps at once, or at an episode's end
@@ -74,11 +74,11 @@ class Args:
     total_timesteps: int = 100_000  # environment steps of the whole run
     learning_rate: float = 4e-3  # Adam's step size for actor and critic
     num_envs: int = 20  # parallel environments
-    num_steps: int | None = None  # steps per environment and rollout (default: 50; Umbrella: whole episodes within 50)
+    num_steps: int | None = None  # steps per environment and rollout; None: 50, or whole Umbrella episodes within 50
     anneal_lr: bool = True  # lower the learning rate linearly to 0 over the run
     gamma: float = 0.99  # discount factor of PPO's advantages
     gae_lambda: float = 0.95  # lambda of generalized advantage estimation
-    segment_length: int | None = None  # minibatches are made of segments of this many steps (default: whole rollouts)
+    segment_length: int | None = None  # minibatches are made of segments of this many steps; None: of whole rollouts
     num_minibatches: int = 4  # minibatches per epoch; all have the same number of segments
     update_epochs: int = 4  # passes over a rollout per update
     norm_adv: bool = True  # normalize advantages in each minibatch
@@ -90,10 +90,10 @@ class Args:
     reward_scale: float = 0.1  # PPO learns from rewards times this, so that returns are near 1 (logs are not scaled)
 
     # The intrinsic reward
-    irn: Literal["mlp", "attention"] = "mlp"  # reads one step's observation and action, or the whole episode
+    irn: Literal["mlp", "attention"] = "mlp"  # mlp reads one step's observation and action, attention the episode
     meta_learning_rate: float = 1e-4  # Adam's step size for the intrinsic reward network
     intrinsic_coef: float = 1.0  # weight of the intrinsic reward in the reward that PPO learns from
-    extrinsic_coef: float = 1.0  # weight of the extrinsic reward in the same; 0: PPO sees the intrinsic reward alone
+    extrinsic_coef: float = 1.0  # weight of the extrinsic reward in that sum; 0: PPO learns from the intrinsic one
     outer_gamma: float = 1.0  # discount factor of the outer step's advantage; below 1 for tasks without an end
     outer_gae_lambda: float = 1.0  # lambda of the outer step's advantage; with both at 1 it is return minus value
 

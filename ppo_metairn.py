@@ -56,7 +56,7 @@ from typeguard import TypeCheckError, check_type
 
 @dataclass
 class Args:
-    exp_name: str = "ppo_metairn"  # the name of this experiment, part of the run folder's name
+    exp_name: str = "ppo_metairn"  # name of the experiment, part of the run folder's name
     seed: int = 1  # seed of everything: networks, actions, minibatches, training and evaluation environments
     cuda: bool = False  # run the networks on the GPU; they are so small that one CPU thread is usually faster
     runs_dir: str = "runs"  # where the run folder is made: RUNS_DIR/{env}__{exp_name}__{chain_length}__{seed}
@@ -69,7 +69,7 @@ class Args:
     # The task
     env_id: str = "umbrella_env:UmbrellaLength-v0"  # Gymnasium environment with Discrete or flat Box actions
     chain_length: int = 50  # Umbrella only: steps per episode
-    n_distractor: int | None = None  # Umbrella only: random bits in the observation (default: the environment's)
+    n_distractor: int | None = None  # Umbrella only: random bits in the observation; None: the environment's own number
     hide_umbrella: bool = False  # Umbrella only: the observation never shows whether the umbrella was taken
     invert_umbrella: bool = False  # Umbrella only: the opposite of the right first action is right
     reward_delay: int = 1  # the learner gets the summed reward of this many steps at once, or at an episode's end
@@ -79,11 +79,11 @@ class Args:
     total_timesteps: int = 100_000  # environment steps of the whole run
     learning_rate: float = 4e-3  # Adam's step size for actor and critic
     num_envs: int = 20  # parallel environments
-    num_steps: int | None = None  # steps per environment and rollout (default: 50; Umbrella: whole episodes within 50)
+    num_steps: int | None = None  # steps per environment and rollout; None: 50, or whole Umbrella episodes within 50
     anneal_lr: bool = True  # lower the learning rate linearly to 0 over the run
     gamma: float = 0.99  # discount factor of PPO's advantages
     gae_lambda: float = 0.95  # lambda of generalized advantage estimation
-    segment_length: int | None = None  # minibatches are made of segments of this many steps (default: whole rollouts)
+    segment_length: int | None = None  # minibatches are made of segments of this many steps; None: of whole rollouts
     num_minibatches: int = 4  # minibatches per epoch; all have the same number of segments
     update_epochs: int = 4  # passes over a rollout per update
     norm_adv: bool = True  # normalize advantages in each minibatch
@@ -95,9 +95,9 @@ class Args:
     reward_scale: float = 0.1  # PPO learns from rewards times this, so that returns are near 1 (logs are not scaled)
 
     # The intrinsic reward
-    irn: Literal["redistribution", "kernel"] = "redistribution"  # weights from attention, or from elapsed time alone
+    irn: Literal["redistribution", "kernel"] = "redistribution"  # attention over the episode, or elapsed time alone
     irn_from: str | None = None  # take this network (a run folder or an irn.pt) as it is; {seed} stands for the seed
-    held_steps: int | None = None  # freeze the policy for at most this many steps (default: a fifth of the run)
+    held_steps: int | None = None  # freeze the policy for at most this many steps; None: a fifth of the run
     meta_learning_rate: float = 1e-2  # Adam's step size for the intrinsic reward network; 0: it stays untrained
     intrinsic_coef: float = 1.0  # weight of the intrinsic reward in the reward that PPO learns from
 

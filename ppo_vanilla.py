@@ -52,7 +52,7 @@ class Args:
     # The task
     env_id: str = "umbrella_env:UmbrellaLength-v0"  # Gymnasium environment with Discrete or flat Box actions
     chain_length: int = 50  # Umbrella only: steps per episode
-    n_distractor: int | None = None  # Umbrella only: random bits in the observation (default: the environment's)
+    n_distractor: int | None = None  # Umbrella only: random bits in the observation; None: the environment's own number
     hide_umbrella: bool = False  # Umbrella only: the observation never shows whether the umbrella was taken
     invert_umbrella: bool = False  # Umbrella only: the opposite of the right first action is right
     reward_delay: int = 1  # the learner gets the summed reward of this many steps at once, or at an episode's end
@@ -62,11 +62,11 @@ class Args:
     total_timesteps: int = 100_000  # environment steps of the whole run
     learning_rate: float = 4e-3  # Adam's step size for actor and critic
     num_envs: int = 20  # parallel environments
-    num_steps: int | None = None  # steps per environment and rollout (default: 50; Umbrella: whole episodes within 50)
+    num_steps: int | None = None  # steps per environment and rollout; None: 50, or whole Umbrella episodes within 50
     anneal_lr: bool = True  # lower the learning rate linearly to 0 over the run
     gamma: float = 0.99  # discount factor of PPO's advantages
     gae_lambda: float = 0.95  # lambda of generalized advantage estimation
-    segment_length: int | None = None  # minibatches are made of segments of this many steps (default: whole rollouts)
+    segment_length: int | None = None  # minibatches are made of segments of this many steps; None: of whole rollouts
     num_minibatches: int = 4  # minibatches per epoch; all have the same number of segments
     update_epochs: int = 4  # passes over a rollout per update
     norm_adv: bool = True  # normalize advantages in each minibatch
