@@ -942,8 +942,10 @@ class Run:
             checkpoint = torch.load(path, map_location=self.device, weights_only=False)
         except Exception as error:  # what a damaged file raises depends on where it is damaged
             damaged = f"{path} is damaged ({type(error).__name__})"
-            if args.evaluate or (self.folder / "finished").exists():
-                fail(damaged)
+            progress = self.folder / "progress.csv"
+            last_step = progress.read_text().splitlines()[-1].split(",")[0] if progress.exists() else ""
+            if args.evaluate or last_step == str(self.num_iterations * self.batch_size):
+                fail(f"{damaged}; the run has ended, and progress.csv is whole" if args.resume else damaged)
             path.replace(path.with_name("checkpoint.pt.damaged"))
             print(f"{damaged}: it is now called checkpoint.pt.damaged, and the run begins again", file=sys.stderr)
             return False
