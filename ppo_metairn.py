@@ -497,6 +497,8 @@ def main(args):
     if args.evaluate:
         return run.report()
     state = run.state  # what the loop carries from one iteration to the next; with --resume, that of the checkpoint
+    if args.irn_from and args.resume and state.iteration == 0:  # the run begins again
+        load_irn(args.irn_from.replace("{seed}", str(args.seed)), irn, device)
     with run:
         run.bar.set_description_str("" if state.held is None else "policy frozen", refresh=False)
         if run.evaluation_is_due():
@@ -514,7 +516,7 @@ def main(args):
                 eta.data.copy_(initial_eta)  # a network that went astray is not carried along
                 if min(held.dones.sum(), 2 * held.dones.shape[1]) >= EPISODES:
                     losses = learn_from_held(actor, theta, irn, eta, held, args)
-                state.test = {name: losses.get(name, -math.inf) for name in ("evidence", "ppo_evidence")}
+                state.test = {name: losses.get(name, math.nan) for name in ("evidence", "ppo_evidence")}
                 needed = max(EVIDENCE, MARGIN * (state.test["ppo_evidence"] + 1))
                 helps = state.test["evidence"] > needed
                 needless = state.test["ppo_evidence"] > EVIDENCE  # PPO learns from the reward as it is
@@ -885,8 +887,8 @@ class Run:
             self.folder = Path(args.evaluate)
             self.load()
             return
-        self.folder = self.open_folder()
         self.pickles = survives_pickling(args)
+        self.folder = self.open_folder()
         if not (args.resume and self.load()):
             self.state.obs, _ = envs.reset(seed=random_seeds(args, "train", count=args.num_envs))
         self.writer = SummaryWriter(self.folder, purge_step=self.global_step + 1)

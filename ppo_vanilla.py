@@ -583,8 +583,8 @@ class Run:
             self.folder = Path(args.evaluate)
             self.load()
             return
-        self.folder = self.open_folder()
         self.pickles = survives_pickling(args)
+        self.folder = self.open_folder()
         if not (args.resume and self.load()):
             self.state.obs, _ = envs.reset(seed=random_seeds(args, "train", count=args.num_envs))
         self.writer = SummaryWriter(self.folder, purge_step=self.global_step + 1)
