@@ -25,12 +25,14 @@ References, besides those of ppo_vanilla.py:
 
 import copy
 import importlib
+import io
 import json
 import math
 import os
 import random
 import shlex
 import sys
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -94,6 +96,7 @@ class Args:
     meta_learning_rate: float = 1e-4  # Adam's step size for the intrinsic reward network
     intrinsic_coef: float = 1.0  # weight of the intrinsic reward in the reward that PPO learns from
     extrinsic_coef: float = 1.0  # weight of the extrinsic reward in that sum; 0: PPO learns from the intrinsic one
+    outer_batch: Literal["next", "same"] = "next"  # the outer step's minibatch: the next one, or the inner step's own
     outer_gamma: float = 1.0  # discount factor of the outer step's advantage; below 1 for tasks without an end
     outer_gae_lambda: float = 1.0  # lambda of the outer step's advantage; with both at 1 it is return minus value
 
@@ -374,22 +377,15 @@ def lirpg_update(networks, parameters, adam, batch, frac, args):
     stats = []  # one row [9] per minibatch
     for _ in range(args.update_epochs):
         minibatches = torch.randperm(data[0].shape[1]).to(theta.device).chunk(args.num_minibatches)  # whole segments
-        for mb, next_mb in zip(minibatches, minibatches[1:] + minibatches[:1], strict=True):
+        outer_minibatches = minibatches if args.outer_batch == "same" else minibatches[1:] + minibatches[:1]
+        for mb, outer_mb in zip(minibatches, outer_minibatches, strict=True):
             # Inner step: PPO on the mixed reward, with a graph that leads to the intrinsic reward network. Advantages
             # are of whole rollouts, of those environments that the minibatch has segments of.
             env, place = torch.unique(mb // pieces, return_inverse=True)
-            mixed = Batch(*(x[:, env] for x in batch))  # [T, n, ...]
-            r_in = irn(mixed.obs, mixed.actions, mixed.rewards, mixed.dones)  # [T, n]
-            rewards = args.extrinsic_coef * mixed.rewards + args.intrinsic_coef * r_in
-            advantages = compute_gae(
-                rewards,
-                values[:, env],
-                next_values[:, env],
-                mixed.terminations,
-                mixed.dones,
-                args.gamma,
-                args.gae_lambda,
-            )
+            r_in = irn(*(x[:, env] for x in (batch.obs, batch.actions, batch.rewards, batch.dones)))  # [T, n]
+            rewards = args.extrinsic_coef * batch.rewards[:, env] + args.intrinsic_coef * r_in
+            values_and_ends = [x[:, env] for x in (values, next_values, *ends)]
+            advantages = compute_gae(rewards, *values_and_ends, args.gamma, args.gae_lambda)
             mb_advantages = cut(advantages, args.segment_length)[:, place * pieces + mb % pieces]
             mb_obs, mb_actions, mb_logprobs, mb_values, _, mb_ext_returns = [x[:, mb] for x in data]
             inner_theta, inner_adam, mb_stats = inner_step(
@@ -403,9 +399,9 @@ def lirpg_update(networks, parameters, adam, batch, frac, args):
             adam["critic"] = descend(phi, adam["critic"], lr, args.max_grad_norm)
             adam["ext_critic"] = descend(ext_phi, adam["ext_critic"], lr, args.max_grad_norm)
 
-            # Outer step, on the next minibatch, since its noise is not that of the inner step
-            obs, actions, next_logprobs, _, next_ext_advantages, _ = [x[:, next_mb] for x in data]
-            meta_loss = outer_loss(actor, inner_theta, obs, actions, next_logprobs, next_ext_advantages, args)
+            # Outer step. The next minibatch has noise that the inner step has not seen; LIRPG and SAIR take the same
+            obs, actions, outer_logprobs, _, outer_ext_advantages, _ = [x[:, outer_mb] for x in data]
+            meta_loss = outer_loss(actor, inner_theta, obs, actions, outer_logprobs, outer_ext_advantages, args)
             meta_loss.backward(inputs=list(irn.parameters()))
             meta_stats = torch.stack([v_loss, ext_v_loss, meta_loss, eta.grad.norm()]).detach()
             # Meta-gradients pass through the policy's step and are smaller than Adam's usual eps of 1e-5
@@ -460,7 +456,8 @@ def check_irn_args(args):
     coefs = "meta_learning_rate intrinsic_coef extrinsic_coef"
     check(args, coefs, lambda x: math.isfinite(x) and x >= 0, "be a finite number of at least 0")
     check(args, "outer_gamma outer_gae_lambda", lambda x: 0 <= x <= 1, "lie in [0, 1]")
-    check(args, "num_minibatches", lambda x: x >= 2, "be at least 2: one for the inner step, one for the outer step")
+    if args.outer_batch == "next" and args.num_minibatches == 1:
+        fail("--num-minibatches must be at least 2 with --outer-batch next, which needs one for the outer step")
     if args.intrinsic_coef == args.extrinsic_coef == 0:
         fail("--intrinsic-coef and --extrinsic-coef are both 0: PPO would have no reward to learn from")
 
@@ -528,7 +525,7 @@ def set_up(args):
     check(args, sizes, lambda x: math.isfinite(x) and x >= 0, "be a finite number of at least 0")
     check(args, "gamma gae_lambda", lambda x: 0 <= x <= 1, "lie in [0, 1]")
     check(args, "seed", lambda x: 0 <= x < 2**32, "lie in [0, 4294967295]")
-    check(args, "exp_name", lambda x: x and "/" not in x, "be a name without /")
+    check(args, "exp_name", lambda x: x.isprintable() and x and "/" not in x, "be a printable name without /")
     if args.cuda and not torch.cuda.is_available():
         fail("--cuda: no CUDA device is available; leave the flag out to run on the CPU")
     sys.path.append(os.getcwd())  # so that --env-id my_module:MyEnv-v0 finds a module of the current folder
@@ -698,13 +695,18 @@ def survives_pickling(args):
 
 
 def write_atomically(path, write):
-    """Calls write(temporary file) and renames it to `path`. So `path` is whole at any moment: old or new."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Puts into the file `path` what write(file) writes. The file is whole at any moment: old or new."""
+    buffer, temporary = io.BytesIO(), path.with_name(path.name + ".tmp")
+    write(buffer)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:  # a full disk, say
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 class Run:
@@ -728,7 +730,12 @@ class Run:
         self.folder = self.open_folder()
         if not (args.resume and self.load()):
             self.state.obs, _ = envs.reset(seed=random_seeds(args, "train", count=args.num_envs))
-        self.writer = SummaryWriter(self.folder, purge_step=self.global_step + 1)
+        # The thread that writes TensorBoard's events prints a traceback when a disk is full; one line will say so
+        threading.excepthook = lambda x: isinstance(x.exc_value, OSError) or threading.__excepthook__(x)
+        try:
+            self.writer = SummaryWriter(self.folder, purge_step=self.global_step + 1)
+        except OSError as error:
+            fail(f"cannot write the run folder {self.folder}: {error.strerror}")
         table = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
         self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
         self.start_time = time.perf_counter() - self.state.seconds
@@ -890,10 +897,13 @@ class Run:
 
     def __exit__(self, kind, error, traceback):
         for resource in (self.bar, self.envs, self.writer, self.lock):
-            resource.close()
+            try:
+                resource.close()
+            except OSError as unwritten:
+                error = error or unwritten
         if kind is KeyboardInterrupt:
             command = [sys.executable, str(Path(__file__).resolve()), "--resume", str(self.folder.resolve())]
-            print(f"stopped; continue from the last evaluation with: {shlex.join(command)}")
+            print(f"stopped; continue from the last evaluation: cd {shlex.quote(os.getcwd())} && {shlex.join(command)}")
             sys.exit(130)
         if isinstance(error, OSError):
             fail(f"cannot write {error.filename or self.folder}: {error.strerror}")

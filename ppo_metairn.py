@@ -30,12 +30,14 @@ References, besides those of ppo_vanilla.py:
 """
 
 import importlib
+import io
 import json
 import math
 import os
 import random
 import shlex
 import sys
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -623,7 +625,7 @@ def log_credit(run, irn, batch):
     first_rows = [np.pad(row, (0, longest - len(row)), constant_values=np.nan) for row in first_rows]
     arrays = {"global_step": steps, "first_step_attention": first_rows, "attention_map": credit}
     write_atomically(run.folder / "intrinsic.npz", lambda file: np.savez_compressed(file, **arrays))
-    if len(steps) % (1 + run.args.total_timesteps // run.args.eval_every // 10) == 0:
+    if len(steps) % (1 + min(run.args.total_timesteps // run.args.eval_every, run.num_iterations) // 10) == 0:
         image = np.kron(credit / credit.max(), np.ones((-(-200 // length),) * 2))  # at least 200 pixels wide and high
         run.writer.add_image("intrinsic/attention_map", image, run.global_step, dataformats="HW")
 
@@ -691,7 +693,7 @@ def set_up(args):
     check(args, sizes, lambda x: math.isfinite(x) and x >= 0, "be a finite number of at least 0")
     check(args, "gamma gae_lambda", lambda x: 0 <= x <= 1, "lie in [0, 1]")
     check(args, "seed", lambda x: 0 <= x < 2**32, "lie in [0, 4294967295]")
-    check(args, "exp_name", lambda x: x and "/" not in x, "be a name without /")
+    check(args, "exp_name", lambda x: x.isprintable() and x and "/" not in x, "be a printable name without /")
     if args.cuda and not torch.cuda.is_available():
         fail("--cuda: no CUDA device is available; leave the flag out to run on the CPU")
     sys.path.append(os.getcwd())  # so that --env-id my_module:MyEnv-v0 finds a module of the current folder
@@ -861,13 +863,18 @@ def survives_pickling(args):
 
 
 def write_atomically(path, write):
-    """Calls write(temporary file) and renames it to `path`. So `path` is whole at any moment: old or new."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Puts into the file `path` what write(file) writes. The file is whole at any moment: old or new."""
+    buffer, temporary = io.BytesIO(), path.with_name(path.name + ".tmp")
+    write(buffer)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:  # a full disk, say
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 class Run:
@@ -891,7 +898,12 @@ class Run:
         self.folder = self.open_folder()
         if not (args.resume and self.load()):
             self.state.obs, _ = envs.reset(seed=random_seeds(args, "train", count=args.num_envs))
-        self.writer = SummaryWriter(self.folder, purge_step=self.global_step + 1)
+        # The thread that writes TensorBoard's events prints a traceback when a disk is full; one line will say so
+        threading.excepthook = lambda x: isinstance(x.exc_value, OSError) or threading.__excepthook__(x)
+        try:
+            self.writer = SummaryWriter(self.folder, purge_step=self.global_step + 1)
+        except OSError as error:
+            fail(f"cannot write the run folder {self.folder}: {error.strerror}")
         table = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
         self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
         self.start_time = time.perf_counter() - self.state.seconds
@@ -1053,10 +1065,13 @@ class Run:
 
     def __exit__(self, kind, error, traceback):
         for resource in (self.bar, self.envs, self.writer, self.lock):
-            resource.close()
+            try:
+                resource.close()
+            except OSError as unwritten:
+                error = error or unwritten
         if kind is KeyboardInterrupt:
             command = [sys.executable, str(Path(__file__).resolve()), "--resume", str(self.folder.resolve())]
-            print(f"stopped; continue from the last evaluation with: {shlex.join(command)}")
+            print(f"stopped; continue from the last evaluation: cd {shlex.quote(os.getcwd())} && {shlex.join(command)}")
             sys.exit(130)
         if isinstance(error, OSError):
             fail(f"cannot write {error.filename or self.folder}: {error.strerror}")
