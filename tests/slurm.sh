@@ -3,11 +3,36 @@
 #
 #   tests/slurm.sh start DIR      then set SLURM_CONF=DIR/slurm.conf
 #   tests/slurm.sh stop DIR
+#   tests/slurm.sh stub DIR       then put DIR first on PATH
 #
-# Needs munged, slurmctld and slurmd (Debian and Ubuntu: apt-get install slurm-wlm munge).
+# Needs munged, slurmctld and slurmd (Debian and Ubuntu: apt-get install slurm-wlm munge). The stub needs nothing: its
+# sbatch runs each job at once, and appends its own arguments to DIR/submitted. Both take arrays of two tasks at most.
 set -euo pipefail
 dir=$2
 export SLURM_CONF=$dir/slurm.conf PATH=$PATH:/usr/sbin
+
+if [[ $1 == stub ]]; then
+    printf '#!/bin/sh\necho "MaxArraySize            = 3"\n' >"$dir/scontrol"
+    printf '#!/bin/sh\ncat "%s/at_work" 2>/dev/null\n' "$dir" >"$dir/squeue"
+    cat >"$dir/sbatch" <<'END'
+#!/usr/bin/env bash
+dir=$(dirname "$0") last=1
+[[ ! -e $dir/full ]] || exit 1 # as if no more jobs were allowed
+echo "$*" >>"$dir/submitted"
+job=$(wc -l <"$dir/submitted") job=${job// /}
+for word in "$@"; do
+    [[ $word != --array=1-* ]] || last=${word#--array=1-}
+    [[ $word != --output=* ]] || output=${word#--output=}
+done
+for ((task = 1; task <= last; task++)); do
+    file=${output//%[Aj]/$job}
+    SLURM_ARRAY_TASK_ID=$task sh -c "${!#}" >>"${file//%a/$task}" 2>&1
+done
+echo "$job"
+END
+    chmod +x "$dir"/*
+    exit
+fi
 
 if [[ $1 == stop ]]; then
     for name in slurmd slurmctld munged; do
@@ -16,6 +41,7 @@ if [[ $1 == stop ]]; then
     exit
 fi
 
+trap 'cat "$dir"/*.out >&2 || true' ERR # what the daemons said
 mkdir -p "$dir/state" "$dir/spool"
 read -r port1 port2 < <(python3 -c '
 import socket
@@ -42,6 +68,7 @@ TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 MpiDefault=none
+MaxArraySize=3
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides

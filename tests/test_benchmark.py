@@ -1,10 +1,11 @@
-"""benchmark.sh as a user runs it: whole, stopped, killed, failing, twice at once, and on a real Slurm of one node.
+"""benchmark.sh as a user runs it: whole, stopped, killed, failing, twice at once, and on Slurm.
 
-To interrupt a benchmark at an exact moment, not after some seconds, a run does it itself: `at_checkpoint` is executed
-in the run that writes a checkpoint, through a sitecustomize module of the test.
+All tests but the last run it with stand-ins for the project's scripts, which take no time (stand_in.py). To interrupt a
+benchmark at an exact moment, a run does it itself: `at_checkpoint` is Python that it executes after each checkpoint.
 """
 
 import fcntl
+import importlib.metadata
 import json
 import os
 import re
@@ -18,52 +19,51 @@ import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BENCHMARK = ["bash", str(ROOT / "benchmark.sh")]
-OUTPUTS = ["learning", "steps_to_95", "final_return", "aggregate", "wall_clock", "credit_attention", "credit_reward"]
-HOOK = """
-import os, signal, subprocess, sys
-signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # in all threads: `action` takes it when it wants it
-replace, count = os.replace, 0
-def replace_then_act(source, target):
-    global count
-    replace(source, target)
-    if str(target).endswith("checkpoint.pt"):
-        count += 1
-        run = sys.argv
-{action}
-os.replace = replace_then_act
-"""
+SHUFFLED = "results/umbrella/credit/shuffled"
+UNTIL_KILLED = "signal.alarm(60), signal.pause()"  # so that a benchmark that kills nothing does not hang the tests
+ENVS = "small ppo_vanilla 0 2000\nother ppo_metairn 0 2000 --gamma 0.5"
+ARMS = f"""# three arms, of which one has other options at other lengths
+
+teacher ppo_metairn 2 1000 --intrinsic-coef 0.5   # half
+plain   ppo_lirpg 2,5 1000
+plain   ppo_metairn 10 2000 --gamma 1 --irn-from {{out}}/UmbrellaLength-v0__teacher__2__{{seed}}
+own     {SHUFFLED} 20 1000"""
 
 
 @pytest.fixture
-def benchmark(tmp_path):
-    """benchmark("--smoke", SEEDS=1) runs benchmark.sh in a folder whose name has spaces, as OUT's has"""
+def project(tmp_path):
+    """benchmark.sh and stand-ins for all that it runs, in a folder whose name has more than letters"""
+    folder = tmp_path / "a clone of [ppo_metairn] & more"
+    (folder / SHUFFLED).parent.mkdir(parents=True)
+    for name in ("ppo_vanilla", "ppo_metairn", "ppo_lirpg", SHUFFLED, "umbrella_env", "plot_results"):
+        shutil.copy(ROOT / "tests" / "stand_in.py", folder / f"{name}.py")
+    shutil.copy(ROOT / "benchmark.sh", folder)
+    return folder
+
+
+@pytest.fixture
+def benchmark(tmp_path, project):
+    """benchmark("--smoke", SEEDS=1) runs benchmark.sh from elsewhere, with an OUT whose name has more than letters"""
     folder = tmp_path / "a folder"
     folder.mkdir()
-    small = {
-        "LENGTHS": 2,
-        "SEEDS": 1,
-        "TOTAL_TIMESTEPS": 3000,
-        "WORKERS": 2,
-        "OUT": "out put",
-        "PYTHON": sys.executable,
-    }
+    defaults = {"LENGTHS": 2, "SEEDS": 1, "TOTAL_TIMESTEPS": 3000, "WORKERS": 2, "OUT": "out & put"}
+    defaults |= {"PYTHON": sys.executable} | dict.fromkeys(("STUDY", "ALGOS", "ENV_IDS", "EXTRA_ARGS", "LAUNCHER"))
 
-    def run(*arguments, at_checkpoint=None, **settings):
-        env = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in {*small, "STUDY", "ALGOS", "ENV_IDS", "EXTRA_ARGS", "LAUNCHER"}
-        }
-        env |= {name: str(value) for name, value in (small | settings).items() if value is not None}
-        if at_checkpoint is not None:
-            indented = "".join(f"        {line}\n" for line in at_checkpoint.splitlines())
-            (tmp_path / "sitecustomize.py").write_text(HOOK.format(action=indented))
-            env["PYTHONPATH"] = str(tmp_path)
-        command = [*BENCHMARK, *arguments]
-        return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, start_new_session=True)
+    def run(*arguments, at_checkpoint="", text=None, **settings):
+        if text is not None:  # of a study
+            (folder / "arms of it.txt").write_text(text)
+            settings = {"STUDY": "arms of it.txt", "LENGTHS": None, "TOTAL_TIMESTEPS": None} | settings
+        env = os.environ | {"AT_CHECKPOINT": f"import signal, subprocess\n{at_checkpoint}"} | defaults | settings
+        env = {name: str(value) for name, value in env.items() if value is not None}
+        command, pipes = ["bash", str(project / "benchmark.sh"), *arguments], {"capture_output": True, "text": True}
+        process = subprocess.run(command, cwd=folder, env=env, **pipes, start_new_session=True)
+        leave_at_once = 0 if process.returncode < 0 or "SLURM_CONF" in env else fcntl.LOCK_NB
+        for path in folder.glob("out & put/**/lock"):  # none of its runs is left; if it was killed, they soon end
+            with open(path) as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | leave_at_once)
+        return process
 
-    run.out = folder / "out put"
+    run.out = folder / "out & put"
     return run
 
 
@@ -71,126 +71,135 @@ def finished(out):
     return sorted(path.parent.name.split("__", 1)[1] for path in out.glob("*/finished"))
 
 
+def args_of(out):
+    """What each run was told: name, length and seed -> options"""
+    return {p.parent.name.split("__", 1)[1]: json.loads(p.read_text()) for p in sorted(out.glob("*/args.json"))}
+
+
 def numbers(out):
-    """All that training decides; the rest of the results follow from it."""
-    return [(out / "results" / name).read_bytes() for name in ("evaluations.csv.gz", "credit.csv.gz", "runs.csv")]
+    return (out / "results" / "evaluations.csv").read_text()
 
 
-def test_smoke_then_nothing_is_run_again(benchmark):
-    settings = {"LENGTHS": None, "SEEDS": None, "TOTAL_TIMESTEPS": None}  # those of --smoke
-    first = benchmark("--smoke", **settings)
-    assert (first.returncode, first.stderr) == (0, "")
+def files_in(out):
+    return {p: p.stat().st_mtime_ns for p in out.rglob("*") if "results" not in p.parts and p.is_file()}
+
+
+def assert_good(process):
+    assert (process.returncode, process.stderr) == (0, "")
+
+
+def assert_refused(process, message):
+    """One line that names the fault, status 2, and nothing done"""
+    assert (process.returncode, process.stdout, process.stderr.count("\n")) == (2, "", 1)
+    assert re.match(f"error: .*{message}", process.stderr)
+
+
+def test_the_default_protocol_then_nothing_is_run_again(benchmark, project):
+    settings = {"LENGTHS": None, "TOTAL_TIMESTEPS": None, "EXTRA_ARGS": "--eval-every 50000"}
+    assert_good(first := benchmark(**settings))
     lines = first.stdout.splitlines()
-    assert {"LENGTHS=2 5", "SEEDS=1 2", "TOTAL_TIMESTEPS=10000", "OUT=out put", "EXTRA_ARGS="} <= set(lines)
+    assert {"ALGOS=ppo_vanilla ppo_metairn", "LENGTHS=2 5 10 20 50", "TOTAL_TIMESTEPS=100000", "SEEDS=1"} <= set(lines)
+    runs = [f"{name}__{length}__1" for name in ("ppo_vanilla", "ppo_metairn") for length in (2, 5, 10, 20, 50)]
     commands = [shlex.split(line) for line in lines if line.startswith("    ")]  # they can be pasted into a shell
-    assert len(commands) == 8
-    for executable, script, *options in commands:
-        assert (executable, Path(script).parent) == (sys.executable, ROOT)
-        assert options[-2:] == ["--runs-dir", "out put"]
-    assert any(line.startswith("8 of 8 done, 0 running, 0 failed, about 0:00 left; ") for line in lines)
-    assert len(finished(benchmark.out)) == 8
-    for name in OUTPUTS:
-        assert (benchmark.out / "results" / f"{name}.png").stat().st_size > 10_000
-    invocations = pd.read_csv(benchmark.out / "invocations.csv")
-    assert invocations[["workers", "finished", "failed"]].to_numpy().tolist() == [[2, 8, 0]]
+    for run, options in args_of(benchmark.out).items():
+        script = str(project / f"{run.split('__')[0]}.py")
+        assert options.pop("script") == script
+        (command,) = [c for c in commands if c[:2] == [sys.executable, script] and options["chain-length"] == c[5]]
+        assert dict(zip([word[2:] for word in command[2::2]], command[3::2], strict=True)) == options
+    done = re.findall("^(\\d+) of 10 done, \\d running, 0 failed, about \\d+:\\d\\d left; ", first.stdout, re.MULTILINE)
+    assert done == [str(number) for number in range(1, 11)]
+    assert finished(benchmark.out) == list(args_of(benchmark.out)) == sorted(runs)
+    planned = (benchmark.out / "planned").read_text().splitlines()
+    assert sorted(planned) == sorted(run.replace("__", " ") for run in runs)
 
-    def files():
-        return {p: p.stat().st_mtime_ns for p in benchmark.out.rglob("*") if "results" not in p.parts and p.is_file()}
-
-    before, results = files(), {p.name: p.read_bytes() for p in (benchmark.out / "results").iterdir()}
-    second = benchmark("--smoke", **settings)
-    assert (second.returncode, second.stderr) == (0, "")
-    assert "8 runs, of which 8 are finished" in second.stdout
-    assert files() == before
-    assert {p.name: p.read_bytes() for p in (benchmark.out / "results").iterdir()} == results
+    before, results = files_in(benchmark.out), numbers(benchmark.out)
+    assert_good(second := benchmark(**settings))
+    assert "10 runs, of which 10 are finished" in second.stdout
+    assert (files_in(benchmark.out), numbers(benchmark.out)) == (before, results)
 
 
-@pytest.mark.parametrize("signal", ["SIGKILL", "SIGTERM", "SIGINT"])
-def test_stopped_and_continued_is_as_if_never_stopped(benchmark, signal):
-    """SIGKILL hits all processes, the others the benchmark alone, which hands them on to its runs as SIGTERM."""
-    action = "if count == 2 and run[run.index('--seed') + 1] == '2':\n    "
-    if signal == "SIGKILL":
-        action += "os.killpg(0, signal.SIGKILL)"
-    else:  # waits for what is handed on, so that it comes at this moment
-        action += f"os.kill(os.getppid(), signal.{signal})\n    "
-        action += "signal.raise_signal(signal.sigtimedwait([signal.SIGTERM], 60).si_signo)\n    "
-        action += "signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])"
-    settings = {"SEEDS": "1 2", "ALGOS": "ppo_metairn"}
-    stopped = benchmark(at_checkpoint=action, WORKERS=1, **settings)
-    assert stopped.returncode == {"SIGKILL": -9, "SIGTERM": 143, "SIGINT": 130}[signal]
+def test_what_ran_is_recorded(benchmark, project):
+    """Commit (not a tag's name), libraries, workers and counts; and no row under another header."""
+    git = ["git", "-C", project, "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init"], ["add", "."], ["commit", "-m", "a"], ["tag", "-a", "-m", "a", "first"]):
+        subprocess.run([*git, *command], check=True, capture_output=True)
+    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
+    assert benchmark(LENGTHS="2 0", WORKERS=3).returncode == 1
+    expected = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "gymnasium")}
+    expected |= {"commit": commit.strip(), "workers": "3", "finished": "2", "failed": "2"}
+    path = benchmark.out / "invocations.csv"
+    (row,) = pd.read_csv(path, dtype=str).to_dict("records")
+    assert row.items() >= expected.items()
+    assert {"date", "cpu", "mujoco", "seconds"} <= row.keys()
+    path.write_text("date,commit,cpu,workers,finished,failed,seconds\n2026-01-01,abc,A,1,5,0,144\n")
+    assert_refused(benchmark(LENGTHS="5"), "invocations.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "whom", "status"),
+    [("KILL", "pg(0", -9), ("TERM", "(os.getppid()", 143), ("INT", "(os.getppid()", 130), ("INT", "pg(0", 130)],
+)
+def test_stopped_and_continued_is_as_if_never_stopped(benchmark, name, whom, status):
+    """Ctrl-C and a power cut hit all processes, `kill` hits the benchmark alone. Two runs are at work then."""
+    third = "Path(options['runs-dir']).glob('*__3/checkpoint.pt')"  # which starts when the first has finished
+    action = f"if step == 2000 and options['seed'] == '2':\n    while not list({third}): pass\n"
+    action += f"    os.kill{whom}, signal.SIG{name}), {UNTIL_KILLED}\nif options['seed'] == '3': {UNTIL_KILLED}"
+    settings = {"SEEDS": "1 2 3", "ALGOS": "ppo_metairn"}
+    stopped = benchmark(at_checkpoint=action, **settings)
+    assert stopped.returncode == status
     assert finished(benchmark.out) == ["ppo_metairn__2__1"]
-    with open(benchmark.out / "lock") as lock:  # until the last of the killed processes is gone
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    if signal != "SIGKILL":
-        assert "stopped, nothing is lost" in stopped.stdout
-        assert "stopped at step 1000" in (benchmark.out / "logs" / "ppo_metairn__2__2.log").read_text()
-    continued = benchmark(**settings)
-    assert (continued.returncode, continued.stderr) == (0, "")
-    assert "2 runs, of which 1 are finished" in continued.stdout
-    assert "--resume" in continued.stdout
-    whole = benchmark(OUT="whole", **settings)
-    assert whole.returncode == 0
+    if name != "KILL":
+        assert stopped.stdout.endswith("stopped; the same command goes on from the last evaluation of each run\n")
+        invocations = pd.read_csv(benchmark.out / "invocations.csv")
+        assert invocations[["workers", "finished", "failed"]].to_numpy().tolist() == [[2, 1, 0]]
+    assert_good(continued := benchmark(**settings))
+    assert "3 runs, of which 1 are finished" in continued.stdout
+    log = (benchmark.out / "logs" / "ppo_metairn__2__2.log").read_text()
+    assert re.findall("begins at step (\\d+)", log) == ["0", "2000"]
+    assert_good(benchmark(OUT="whole", **settings))
     assert numbers(benchmark.out) == numbers(benchmark.out.parent / "whole")
 
 
 def test_failed_and_killed_runs_do_not_vanish(benchmark):
     """Length 0 does not exist, and one run is killed after its second checkpoint."""
-    action = "if count == 2 and 'metairn' in run[0]:\n    os.kill(os.getpid(), signal.SIGKILL)"
-    settings = {"LENGTHS": "2 0", "SEEDS": "1"}
-    process = benchmark(at_checkpoint=action, **settings)
+    action = "if step == 2000 and 'metairn' in options['exp-name']:\n    os.kill(os.getpid(), signal.SIGKILL)"
+    process = benchmark(at_checkpoint=action, LENGTHS="2 0")
     assert process.returncode == 1
+    assert ", 3 failed, about 0:00 left; " in process.stdout
     assert "ppo_metairn 2 1 FAILED with status 137" in process.stdout
-    assert "ppo_vanilla 0 1 FAILED with status 2" in process.stdout
-    for algorithm in ("ppo_vanilla", "ppo_metairn"):
-        assert f"not finished: {algorithm} 0 1: error: " in process.stdout
-        assert (
-            f"chain_length must be an integer of at least 1, got 0 (out put/logs/{algorithm}__0__1.log)"
-            in process.stdout
-        )
     assert "not finished: ppo_metairn 2 1: killed by signal 9 (" in process.stdout
-    assert "left out: ppo_metairn, L = 2, seed 1: unfinished: stopped at step 1000 of 3000\n" in process.stderr
+    for algo in ("ppo_vanilla", "ppo_metairn"):
+        assert f"{algo} 0 1 FAILED with status 2" in process.stdout
+        why = f"error: no UmbrellaLength-v0 of length 0 (out & put/logs/{algo}__0__1.log)"
+        assert f"not finished: {algo} 0 1: {why}\n" in process.stdout
     assert finished(benchmark.out) == ["ppo_vanilla__2__1"]
-    left_out = pd.read_csv(benchmark.out / "results" / "left_out.csv")
-    assert list(zip(left_out["algorithm"], left_out["chain_length"], left_out["reason"].str[:7], strict=True)) == [
-        ("ppo_metairn", 0, "missing"),
-        ("ppo_metairn", 2, "unfinis"),
-        ("ppo_vanilla", 0, "missing"),
-    ]
-    summary = pd.read_csv(benchmark.out / "results" / "summary.csv")
-    assert summary["algorithm"].tolist() == ["ppo_vanilla"]
-    assert (
-        "1 of `ppo_metairn`; 1 of `ppo_vanilla`; 1 of `ppo_metairn` at L = 2."
-        in (benchmark.out / "results" / "summary.md").read_text()
-    )
-
-    again = benchmark(**settings)
+    again = benchmark(LENGTHS="2 0")
     assert again.returncode == 1
     assert finished(benchmark.out) == ["ppo_metairn__2__1", "ppo_vanilla__2__1"]
-    assert "not finished: ppo_metairn 2 1" not in again.stdout
     assert "ppo_vanilla 0 1 FAILED" in again.stdout  # was tried again
 
 
-def test_a_second_benchmark_leaves(benchmark):
+def test_a_second_benchmark_leaves(benchmark, project):
     """The second one is started by a run of the first; so is a third, when SIGKILL has made that run an orphan."""
-    action = f"""if count == 1:
-    del os.environ["PYTHONPATH"]
+    action = f"""if step == 1000:
+    del os.environ["AT_CHECKPOINT"]
+    again = {["bash", str(project / "benchmark.sh")]}
     with open("second", "w") as second, open("third", "w") as third:
-        statuses = [subprocess.call({BENCHMARK}, stdout=second, stderr=second)]
-        os.kill(os.getppid(), signal.SIGKILL)
-        statuses += [subprocess.call({BENCHMARK}, stdout=third, stderr=third)]
+        statuses = [subprocess.call(again, stdout=second, stderr=second)]
+        os.kill(parent := os.getppid(), signal.SIGKILL)
+        while os.getppid() == parent: pass
+        statuses += [subprocess.call(again, stdout=third, stderr=third)]
     print(statuses, file=open("statuses", "w"))"""
-    settings = {"ALGOS": "ppo_vanilla", "LENGTHS": "2 5"}
-    first = benchmark(at_checkpoint=action, WORKERS=1, **settings)
-    assert first.returncode == -9
-    with open(benchmark.out / "lock") as lock:  # held until the orphan has ended
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    folder = benchmark.out.parent
-    assert (folder / "statuses").read_text() == "[2, 2]\n"
-    for name in ("second", "third"):
-        assert (folder / name).read_text().startswith("error: another benchmark, or a run that one left behind")
-    last = benchmark(**settings)
-    assert (last.returncode, last.stderr) == (0, "")
-    assert finished(benchmark.out) == ["ppo_vanilla__2__1", "ppo_vanilla__5__1"]
+    assert benchmark(at_checkpoint=action, WORKERS=1, LENGTHS="2 5").returncode == -9
+    statuses, *texts = [(benchmark.out.parent / name).read_text() for name in ("statuses", "second", "third")]
+    assert statuses == "[2, 2]\n"
+    for text in texts:
+        assert text.startswith("error: another benchmark, or a run that one left behind")
+    assert_good(benchmark(LENGTHS="2 5"))
+
+
+MALFORMED = ["arm ppo_vanilla 2", "arm ppo_vanilla 2,five 1000", "arm ppo_vanilla 2,,5 1000", "arm ppo_vanilla 2 1e5"]
+MALFORMED += ["arm ppo_vanilla.py 2 1000", "arm ../ppo_vanilla 2 1000", "a__rm ppo_vanilla 2 1", "a/b ppo_vanilla 2 1"]
 
 
 @pytest.mark.parametrize(
@@ -200,338 +209,210 @@ def test_a_second_benchmark_leaves(benchmark):
         ({"LENGTHS": "2 five"}, "five is not a whole number"),
         ({"SEEDS": "01"}, "01 is not a whole number"),
         ({"SEEDS": "1 2 1"}, "ppo_vanilla 2 1 is listed twice"),
-        ({"TOTAL_TIMESTEPS": "1e5"}, "1e5 is not a whole number"),
         ({"WORKERS": 0}, "WORKERS must be at least 1"),
         ({"LAUNCHER": "pbs"}, "LAUNCHER must be local or slurm, got pbs"),
         ({"EXTRA_ARGS": "--hide-umbrella --seed=4"}, "EXTRA_ARGS must not set --seed"),
-        ({"EXTRA_ARGS": "--runs_dir elsewhere"}, "EXTRA_ARGS must not set --runs_dir"),
-        ({"ALGOS": "../ppo_vanilla"}, "not NAME SCRIPT"),
         ({"STUDY": "nothing.txt"}, "STUDY: there is no file nothing.txt"),
         ({"PYTHON": "false"}, "PYTHON=false does not find torch"),
+        ({"text": ARMS, "ALGOS": "teacher ppo_vanilla"}, "ALGOS: arms of it.txt has no arm ppo_vanilla"),
+        ({"text": ARMS, "ALGOS": "teacher", "LENGTHS": "10"}, "has none of these: 10"),
+        ({"text": ARMS, "TOTAL_TIMESTEPS": 1000}, "TOTAL_TIMESTEPS must not be set"),
+        ({"text": ARMS, "ALGOS": "nothing", "ENV_IDS": "A-v1 B-v1"}, "has no arm nothing"),  # once, not for each
+        ({"text": ARMS + "\nplain ppo_vanilla 2 1000 --gamma 1"}, "plain 2 1 is listed twice"),
+        ({"text": "# nothing\n"}, "arms of it.txt"),
+        ({"text": "\na results/ppo 2 1000"}, "arms of it.txt, line 2: there is no .*/results/ppo.py"),
+        ({"text": "\na ppo_vanilla 2 1000 @nothing.json"}, "line 2: nothing.json is not a JSON object"),
+        ({"text": "\na ppo_vanilla 2 1000 --exp_name=x"}, "line 2: .* must not set --exp-name"),
+        *[({"text": "\n" + line}, "arms of it.txt, line 2: not NAME SCRIPT LENGTHS") for line in MALFORMED],
     ],
 )
 def test_bad_settings(benchmark, settings, message):
-    process = benchmark(**settings)
-    assert process.returncode == 2
-    assert process.stderr.startswith("error: ")
-    assert process.stderr.count("\n") == 1
-    assert process.stdout == ""
-    assert re.search(message, process.stderr)
+    assert_refused(benchmark(**settings), message)
     assert not benchmark.out.exists()
 
 
-def test_report_runs_nothing(benchmark):
+def test_help_and_report_run_nothing(benchmark):
+    assert_good(shown := benchmark("--help"))
+    assert shown.stdout.endswith("EXTRA_ARGS OUT WORKERS LAUNCHER PYTHON\n")
+    assert_refused(benchmark("--seed"), "unknown argument --seed")
     nothing = benchmark("--report")
-    assert (nothing.returncode, nothing.stderr) == (1, "error: there is no finished run in out put\n")
-    assert "not finished: ppo_metairn 2 1: never started" in nothing.stdout
-    assert "figures and tables" not in nothing.stdout
+    assert (nothing.returncode, nothing.stderr) == (1, "error: there is no finished run in out & put\n")
     assert not benchmark.out.exists()
-    assert benchmark(ALGOS="ppo_vanilla").returncode == 0
-    before = {path.stat().st_mtime_ns for path in benchmark.out.glob("*/progress.csv")}
+    assert_good(benchmark(ALGOS="ppo_vanilla"))
+    before = files_in(benchmark.out)
     partial = benchmark("--report")
     assert partial.returncode == 1
-    assert "not finished: ppo_metairn 2 1: never started" in partial.stdout
-    assert "figures and tables of what is finished: out put/results" in partial.stdout
-    assert {path.stat().st_mtime_ns for path in benchmark.out.glob("*/progress.csv")} == before
+    assert [process.stdout.count("figures and tables of what is finished") for process in (nothing, partial)] == [0, 1]
+    for process in (nothing, partial):
+        assert "not finished: ppo_metairn 2 1: never started (out & put/logs/ppo_metairn__2__1.log)" in process.stdout
+    assert files_in(benchmark.out) == before
 
 
-def test_help(benchmark):
-    process = benchmark("--help")
-    assert process.returncode == 0
-    assert process.stdout.startswith("The paper's protocol: ")
-    assert process.stdout.endswith("EXTRA_ARGS OUT WORKERS LAUNCHER PYTHON\n")
-
-
-def test_unknown_argument(benchmark):
-    process = benchmark("--seed")
-    assert (process.returncode, process.stderr.count("\n")) == (2, 1)
-    assert "unknown argument --seed" in process.stderr
-
-
-def test_runs_of_another_kind_are_not_mixed(benchmark):
-    assert benchmark(ALGOS="ppo_vanilla", TOTAL_TIMESTEPS=1000).returncode == 0
-    for settings in ({"TOTAL_TIMESTEPS": 2000}, {"TOTAL_TIMESTEPS": 1000, "EXTRA_ARGS": "--gamma 1"}):
-        process = benchmark(ALGOS="ppo_vanilla", **settings)
-        assert (process.returncode, process.stderr.count("\n")) == (2, 1)
-        assert "holds runs of another kind" in process.stderr
-
-
-ARMS = """# two arms, of which the second has other options at other lengths
-
-teacher ppo_metairn 2 1000 --intrinsic-coef 0.5   # half
-plain   ppo_metairn 2,5 1000
-plain   ppo_metairn 10 2000 --gamma 1 --meta-learning-rate=0 --irn-from {out}/UmbrellaLength-v0__teacher__2__{seed}
-"""
-
-
-@pytest.fixture
-def study(benchmark):
-    """study("--report", text=ARMS, SEEDS=1) runs the benchmark with a study file of this text"""
-
-    def run(*arguments, text=ARMS, **settings):
-        (benchmark.out.parent / "arms of it.txt").write_text(text)
-        free = {"STUDY": "arms of it.txt", "LENGTHS": None, "TOTAL_TIMESTEPS": None}
-        return benchmark(*arguments, **free | settings)
-
-    return run
-
-
-def test_study(benchmark, study):
-    """A selection of its arms first, then all of them, in the same OUT; then with other arms."""
-    first = study(ALGOS="teacher", SEEDS="1 2")
-    assert (first.returncode, first.stderr) == (0, "")
+def test_study_and_runs_of_another_kind(benchmark, project):
+    """A selection of its arms first, then more of them, in the same OUT. Other options or scripts need another OUT."""
+    assert_good(benchmark(text=ARMS, ALGOS="teacher", SEEDS="1 2"))
     assert finished(benchmark.out) == ["teacher__2__1", "teacher__2__2"]
-    second = study(LENGTHS=" 2\n10 ")
-    assert (second.returncode, second.stderr) == (0, "")
-    assert "3 runs, of which 1 are finished" in second.stdout
-    assert finished(benchmark.out) == ["plain__10__1", "plain__2__1", "teacher__2__1", "teacher__2__2"]
-    args = {
-        path.parent.name.split("__", 1)[1]: json.loads(path.read_text()) for path in benchmark.out.glob("*/args.json")
-    }
-    assert args["teacher__2__2"]["intrinsic_coef"] == 0.5
-    assert args["plain__2__1"]["gamma"] == 0.99
-    assert args["plain__10__1"]["gamma"] == 1
-    assert [args[f"plain__{length}__1"]["total_timesteps"] for length in (2, 10)] == [1000, 2000]
-    taught = args["plain__10__1"]["irn_from"]
-    assert taught == "out put/UmbrellaLength-v0__teacher__2__{seed}"  # {seed} is the script's
-    assert {run["eval_every"] for run in args.values()} == {1000}
-    settings = json.loads((benchmark.out / "results" / "settings.json").read_text())
-    assert settings["plain"]["gamma"] == {"2": 0.99, "10": 1.0}
+    assert_good(second := benchmark(text=ARMS, LENGTHS=" 2\n10  20"))
+    assert "4 runs, of which 1 are finished" in second.stdout
+    teacher = ("ppo_metairn", "1000", {"intrinsic-coef": "0.5"})
+    taught = {"gamma": "1", "irn-from": "out & put/UmbrellaLength-v0__teacher__2__{seed}"}  # {seed} is the script's
+    given = {"own__20__1": (SHUFFLED, "1000", {}), "plain__10__1": ("ppo_metairn", "2000", taught)}
+    given |= {"plain__2__1": ("ppo_lirpg", "1000", {}), "teacher__2__1": teacher, "teacher__2__2": teacher}
+    args = args_of(benchmark.out)
+    assert finished(benchmark.out) == list(args) == list(given)
+    for run, (script, steps, options) in given.items():
+        expected = {"eval-every": "1000", "eval-episodes": "100", "runs-dir": "out & put", "total-timesteps": steps}
+        expected |= dict(zip(("exp-name", "chain-length", "seed"), run.split("__"), strict=True))
+        assert args[run] == expected | options | {"script": str(project / f"{script}.py")}
 
-    report = study("--report")
+    report = benchmark("--report", text=ARMS)
     assert report.returncode == 1
     assert re.findall("not finished: (.*): never started", report.stdout) == ["plain 5 1"]
-    assert study("--report", ALGOS="plain", LENGTHS="2 10").returncode == 0
-    for text in (ARMS.replace("2000", "3000"), ARMS + "another ppo_vanilla 2 1000"):
-        other = study(text=text)
-        assert (other.returncode, other.stderr.count("\n")) == (2, 1)
-        assert "holds runs of another kind" in other.stderr
-    assert study(text=ARMS + "\n# said in other words", ALGOS="teacher").returncode == 0
-    shutil.rmtree(next(benchmark.out.glob("*__teacher__2__2")))
-    lost = study("--report", ALGOS="teacher")
-    assert lost.stderr == "left out: teacher, L = 2, seed 2: missing: there is no readable run folder\n"
+    assert_good(benchmark("--report", text=ARMS, ALGOS="plain", LENGTHS="2 10"))
+    for text in (ARMS.replace("2000", "3000"), ARMS + "\nanother ppo_vanilla 2 1000"):
+        assert_refused(benchmark(text=text), "holds runs of another kind")
+    assert_refused(benchmark(text=ARMS, EXTRA_ARGS="--gamma 1"), "holds runs of another kind")
+    assert_refused(benchmark(TOTAL_TIMESTEPS=1000), "holds runs of another kind")
+    for path in (project / "ppo_vanilla.py", project / "umbrella_env.py", project / f"{SHUFFLED}.py"):
+        content = path.read_text()
+        path.write_text(content + "# changed")
+        assert_refused(benchmark(text=ARMS, ALGOS="teacher"), "holds runs of another kind")
+        path.write_text(content)
+    assert_good(benchmark(text=ARMS + "\n# said in other words", ALGOS="teacher"))
 
 
-def test_a_study_continues_and_fails_as_others_do(benchmark, study):
-    """A run of an arm that is killed goes on with its own script, to the same end."""
-    action = "if count == 2:\n    os.kill(os.getpid(), signal.SIGKILL)"
-    text = "arm ppo_metairn 2 3000 --intrinsic-coef 0.5\nbroken ppo_vanilla 2 3000 --gamma\n"
-    killed = study(text=text, at_checkpoint=action)
-    assert killed.returncode == 1
-    assert "not finished: arm 2 1: killed by signal 9" in killed.stdout
-    assert "not finished: broken 2 1: " in killed.stdout
-    assert study(text=text).returncode == 1
-    assert "ppo_metairn.py --resume" in (benchmark.out / "logs" / "arm__2__1.log").read_text()
-    assert finished(benchmark.out) == ["arm__2__1"]
-    whole = study(text=text, ALGOS="arm", OUT="whole")
-    assert (whole.returncode, whole.stderr) == (0, "")
-    tables = [
-        pd.read_csv(out / "results" / "evaluations.csv.gz") for out in (benchmark.out, benchmark.out.parent / "whole")
-    ]
-    pd.testing.assert_frame_equal(*tables)
+@pytest.mark.parametrize("key", ["", "#hidden_50__ppo.tpe"])
+def test_options_from_a_file(benchmark, project, key):
+    """They are those of the run, and another content is another kind of run."""
+    file = project / "results" / "tuned.json"
+    text = f"arm ppo_metairn 2 1000 --gae-lambda 0.5 --gamma 0.5 @results/tuned.json{key} --clip-coef 0.1 # words"
+
+    def run(options, key=key[1:]):
+        file.write_text(options if isinstance(options, str) else json.dumps({key: options} if key else options))
+        return benchmark(text=text)
+
+    assert_good(run({"gamma": 1.0, "irn": "mlp", "update_epochs": 2}))
+    expected = {"gamma": "1.0", "irn": "mlp", "update-epochs": "2", "gae-lambda": "0.5", "clip-coef": "0.1"}
+    args = args_of(benchmark.out)["arm__2__1"]
+    assert args.items() >= expected.items()
+    assert "words" not in args.values()
+    assert_refused(run({"gamma": 1.0, "irn": "mlp", "update_epochs": 3}), "holds runs of another kind")
+    where = "arms of it.txt, line 1: "
+    for options in ('{"gamma": 1.0', [1], {"gamma": True}, {"gamma": "1 --seed 2"}):
+        assert_refused(run(options), f"{where}results/tuned.json{key} is not a JSON object")
+    assert_refused(run({"gamma": 1.0}, "other"), f"{where}results/tuned.json{key} is not a JSON object")
+    assert_refused(run({"seed": 4}), f"{where}options and EXTRA_ARGS must not set --seed")
 
 
-ENVS = """small ppo_vanilla 0 64 --num-envs 4 --num-steps 8 --num-minibatches 2 --eval-every 64 --eval-episodes 2
-held ppo_metairn 0 64 --num-envs 4 --num-steps 8 --num-minibatches 2 --eval-every 64 --eval-episodes 2 --held-steps 0
-"""
-
-
-def test_environments(benchmark, study):
-    """Each has a folder of its own; one that does not exist fails, and the others are run; again, nothing is."""
+def test_environments(benchmark):
+    """Each has a folder of its own; one that does not exist fails, and the others are run."""
     settings = {"text": ENVS, "ENV_IDS": "CartPole-v1 gymnasium.envs:Nothing-v0 Pendulum-v1", "EXTRA_ARGS": "--gamma 1"}
-    first = study(**settings)
+    first = benchmark(**settings)
     assert first.returncode == 1
-    assert "not finished: small 0 1: error: --env-id gymnasium.envs:Nothing-v0" in first.stdout
+    assert "not finished: small 0 1: error: no Nothing-v0" in first.stdout
     assert {path.name for path in benchmark.out.iterdir()} == {"CartPole-v1", "Nothing-v0", "Pendulum-v1"}
     assert finished(benchmark.out / "Nothing-v0") == []
     settings["ENV_IDS"] = "CartPole-v1 Pendulum-v1"
     for env_id in settings["ENV_IDS"].split():
-        out = benchmark.out / env_id
-        assert finished(out) == ["held__0__1", "small__0__1"]
-        assert pd.read_csv(out / "results" / "runs.csv")["algorithm"].tolist() == ["held", "small"]
-        assert {p.stem for p in (out / "results").glob("*.png")} == {"learning", "wall_clock"}
-        args = json.loads((out / f"{env_id}__small__0__1" / "args.json").read_text())
-        expected = {"env_id": env_id, "gamma": 1, "eval_every": 64, "eval_episodes": 2, "total_timesteps": 64}
-        assert args.items() >= expected.items()
-    before = {p: p.stat().st_mtime_ns for p in benchmark.out.rglob("*") if "results" not in p.parts and p.is_file()}
-    second = study(**settings)
-    assert (second.returncode, second.stderr) == (0, "")
-    assert second.stdout.count("2 runs, of which 2 are finished") == 2
-    assert {p: p.stat().st_mtime_ns for p in before} == before
-    (benchmark.out / "CartPole-v1" / "CartPole-v1__held__0__1" / "finished").unlink()
-    report = study("--report", **settings)
+        args = args_of(benchmark.out / env_id)
+        assert finished(benchmark.out / env_id) == list(args) == ["other__0__1", "small__0__1"]
+        assert [run["env-id"] for run in args.values()] == [env_id, env_id]
+        assert [run["gamma"] for run in args.values()] == ["0.5", "1"]  # an arm's options come last
+    (benchmark.out / "CartPole-v1" / "CartPole-v1__other__0__1" / "finished").unlink()
+    report = benchmark("--report", **settings)
     assert (report.returncode, report.stdout.count("figures and tables of what is finished")) == (1, 2)
-    assert not (benchmark.out / "CartPole-v1" / "CartPole-v1__held__0__1" / "finished").exists()
-    bad = study(**settings, ALGOS="nothing")  # is said once, not for each environment
-    assert (bad.returncode, bad.stderr.count("\n")) == (2, 1)
+    assert_good(benchmark(ENV_IDS="CartPole-v1", LENGTHS=None, OUT="no study"))
+    assert finished(benchmark.out.parent / "no study" / "CartPole-v1") == ["ppo_metairn__0__1", "ppo_vanilla__0__1"]
 
 
-@pytest.mark.parametrize(("signal", "to"), [("SIGINT", "all"), ("SIGTERM", "benchmark")])
-def test_a_signal_ends_all_environments(benchmark, study, signal, to):
+@pytest.mark.parametrize(("whom", "status"), [("killpg(0, signal.SIGINT)", 130), ("kill(os.getpgrp(), 15)", 143)])
+def test_a_signal_ends_all_environments(benchmark, whom, status):
     """Ctrl-C goes to all processes, kill to the one that was started alone; this run has both as ancestors."""
-    whom = "os.killpg(0, signal.SIGINT)" if to == "all" else "os.kill(os.getpgrp(), signal.SIGTERM)"
-    action = f"if count == 1:\n    {whom}\n    signal.sigtimedwait([signal.SIGTERM], 60)\n    os._exit(1)"
     settings = {"text": ENVS, "ENV_IDS": "CartPole-v1 Pendulum-v1", "ALGOS": "small"}
-    stopped = study(at_checkpoint=action, WORKERS=1, **settings)
-    assert stopped.returncode == {"SIGINT": 130, "SIGTERM": 143}[signal]
-    assert stopped.stdout.count("stopped, nothing is lost") == 1
+    stopped = benchmark(at_checkpoint=f"os.{whom}, {UNTIL_KILLED}", WORKERS=1, **settings)
+    assert stopped.returncode == status
+    assert stopped.stdout.count("stopped; the same command goes on") == 1
     assert not (benchmark.out / "Pendulum-v1").exists()
-    assert study(**settings).returncode == 0
+    assert_good(benchmark(**settings))
     assert finished(benchmark.out / "CartPole-v1") == finished(benchmark.out / "Pendulum-v1") == ["small__0__1"]
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("arm ppo_vanilla 2", "not NAME SCRIPT LENGTHS TIMESTEPS"),
-        ("arm ppo_vanilla 2,five 1000", "not NAME SCRIPT LENGTHS TIMESTEPS"),
-        ("arm ppo_vanilla 2,,5 1000", "not NAME SCRIPT LENGTHS TIMESTEPS"),
-        ("arm ppo_vanilla 2 1e5", "not NAME SCRIPT LENGTHS TIMESTEPS"),
-        ("arm ppo_vanilla.py 2 1000", "not NAME SCRIPT LENGTHS TIMESTEPS"),
-        ("a__rm ppo_vanilla 2 1000", "not NAME SCRIPT LENGTHS TIMESTEPS"),
-        ("a/rm ppo_vanilla 2 1000", "not NAME SCRIPT LENGTHS TIMESTEPS"),
-        ("arm ppo 2 1000", "there is no .*/ppo.py"),
-        ("arm results/ppo 2 1000", "there is no .*/results/ppo.py"),
-        ("arm ppo_vanilla 2 1000 --gamma 1 --seed 3", "must not set --seed"),
-        ("arm ppo_vanilla 2 1000 --exp_name=x", "must not set --exp_name"),
-    ],
-)
-def test_bad_lines_of_a_study(benchmark, study, line, message):
-    process = study(text=f"# arms\n\ngood ppo_vanilla 2 1000\n{line}", ALGOS="good")
-    assert (process.returncode, process.stdout, process.stderr.count("\n")) == (2, "", 1)
-    assert re.match(f"error: arms of it.txt, line 4: .*{message}", process.stderr)
-    assert not benchmark.out.exists()
-
-
-def test_options_from_a_file(benchmark, study, tmp_path):
-    """They are those of the run, and another content is another kind of run."""
-    file = tmp_path / "tuned.json"
-    file.write_text('{"gamma": 1.0, "irn": "mlp", "update_epochs": 2}')
-    text = f"arm ppo_metairn 2 1000 --gae-lambda 0.5 @{file} --clip-coef 0.1"
-    relative = text.replace(str(file), os.path.relpath(file, ROOT))
-    assert study(text=text).returncode == 0
-    args = json.loads((benchmark.out / "UmbrellaLength-v0__arm__2__1" / "args.json").read_text())
-    expected = {"gamma": 1, "irn": "mlp", "update_epochs": 2, "gae_lambda": 0.5, "clip_coef": 0.1, "ent_coef": 0}
-    assert args.items() >= expected.items()
-    same = study("--report", text=relative.replace("arm ", "other "))
-    assert "not finished: other 2 1: never started" in same.stdout
-    assert study(text=relative).returncode == 0
-    file.write_text('{"gamma": 1.0, "irn": "mlp", "update_epochs": 3}')
-    other = study(text=text)
-    assert (other.returncode, other.stdout, other.stderr.count("\n")) == (2, "", 1)
-    assert "holds runs of another kind" in other.stderr
-    for content in ('{"gamma": 1.0', "[1]", '{"gamma": true}', '{"gamma": "1 --seed 2"}', '{"seed": 4}', None):
-        file.unlink() if content is None else file.write_text(content)
-        bad = study(text=text)
-        assert (bad.returncode, bad.stdout, bad.stderr.count("\n")) == (2, "", 1)
-        what = (
-            "options and EXTRA_ARGS must not set --seed" if content == '{"seed": 4}' else f"{file} is not a JSON object"
-        )
-        assert bad.stderr.startswith(f"error: arms of it.txt, line 1: {what}")
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"ALGOS": "teacher ppo_vanilla"}, "ALGOS: arms of it.txt has no arm ppo_vanilla"),
-        ({"LENGTHS": "3 4"}, "arms of it.txt has none of these: 3 4"),
-        ({"ALGOS": "teacher", "LENGTHS": "10"}, "has none of these: 10"),
-        ({"TOTAL_TIMESTEPS": 1000}, "TOTAL_TIMESTEPS must not be set"),
-        ({"text": ARMS + "plain ppo_vanilla 2 1000 --gamma 1"}, "plain 2 1 is listed twice"),
-        ({"text": "# nothing\n"}, "arms of it.txt"),
-    ],
-)
-def test_bad_selections_of_a_study(benchmark, study, settings, message):
-    process = study(**settings)
-    assert (process.returncode, process.stdout, process.stderr.count("\n")) == (2, "", 1)
-    assert re.match(f"error: .*{message}", process.stderr)
-    assert not benchmark.out.exists()
-
-
-@pytest.fixture
-def slurm(tmp_path, monkeypatch):
-    """A Slurm of one node with two CPUs, or a skip that says why not"""
-    missing = [
-        n
-        for n in ("munged", "slurmctld", "slurmd", "sbatch")
-        if not shutil.which(n, path=os.environ["PATH"] + ":/usr/sbin")
-    ]
-    if missing:
-        pytest.skip(f"Slurm is not installed ({', '.join(missing)} missing): apt-get install slurm-wlm munge")
-    folder = tmp_path / "slurm"
+@pytest.fixture(params=["stub", pytest.param("real", marks=pytest.mark.slow)])
+def slurm(request, tmp_path, monkeypatch):
+    """A Slurm of one node with two CPUs that takes arrays of two tasks, or a stub of it -> its folder"""
+    script, folder = ROOT / "tests" / "slurm.sh", tmp_path / "slurm"
     folder.mkdir()
-    started = subprocess.run(["bash", ROOT / "tests" / "slurm.sh", "start", folder], capture_output=True, text=True)
+    if request.param == "stub":
+        subprocess.run(["bash", script, "stub", folder], check=True)
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+        yield folder
+        return
+    started = subprocess.run(["bash", script, "start", folder], capture_output=True, text=True)
     try:
         if started.returncode:
-            logs = "".join(path.read_text() for path in folder.glob("*.out"))
-            pytest.skip(f"Slurm does not start here: {started.stderr}{logs}")
+            pytest.skip(f"no Slurm starts here (apt-get install slurm-wlm munge): {started.stderr}")
         monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
-        yield
+        yield folder
     finally:
         subprocess.run(["scancel", "--user", str(os.getuid())], capture_output=True)
-        subprocess.run(["bash", ROOT / "tests" / "slurm.sh", "stop", folder], check=True)
+        subprocess.run(["bash", script, "stop", folder], check=True)
 
 
-def wait_for(*jobs):
-    """Of Slurm, until they have ended"""
-    after = f"--dependency=afterany:{':'.join(jobs)}"
-    wait = ["sbatch", "--wait", "--deadline=now+15minutes", after, "--output=/dev/null", "--wrap", "true"]
-    subprocess.run(wait, check=True, capture_output=True)
+def test_slurm(benchmark, slurm):
+    """More runs than an array takes, of which one fails; what is left by another submission; a Slurm that is full."""
+    settings, folder = {"LAUNCHER": "slurm", "LENGTHS": "2 5 0", "ALGOS": "ppo_metairn"}, benchmark.out / "slurm"
+    stub = not (slurm / "slurm.conf").exists()
 
+    def submit(**others):
+        assert_good(benchmark(**settings | others))
+        *arrays, figures = (folder / "jobs").read_text().strip().split(",")
+        (slurm / "at_work").write_text("what the stub's squeue prints")
+        for launcher in ("slurm", "local"):
+            assert_refused(benchmark(**settings | {"LAUNCHER": launcher}), "at work in out & put")
+        (slurm / "at_work").unlink()
+        if not stub:  # Slurm waits until they have ended
+            wait = ["sbatch", "--wait", f"--dependency=afterany:{figures}", "--output=/dev/null", "--wrap", "true"]
+            subprocess.run(wait, check=True, capture_output=True)
+        return [len(list(folder.glob(f"{job}_*.out"))) for job in arrays], (folder / f"{figures}.out").read_text()
 
-def test_slurm(benchmark, slurm, tmp_path):
-    settings = {"LAUNCHER": "slurm", "LENGTHS": "2 0"}  # length 0 fails
-
-    def jobs():
-        array, figures = (benchmark.out / "slurm" / "jobs").read_text().strip().split(",")
-        return array, figures, benchmark.out / "slurm" / f"{figures}.out"
-
-    def tasks(array):
-        return len(list((benchmark.out / "slurm").glob(f"{array}_*.out")))
-
-    first = benchmark(**settings)
-    assert (first.returncode, first.stderr) == (0, "")
-    array, figures, report = jobs()
-    squeue = ["squeue", "--noheader", "--format=%E", f"--jobs={figures}"]
-    assert f"afterany:{array}" in subprocess.run(squeue, check=True, capture_output=True, text=True).stdout
-    for launcher in ("slurm", "local"):
-        second = benchmark(**settings | {"LAUNCHER": launcher})
-        assert second.returncode == 2
-        assert re.fullmatch(
-            "error: (Slurm jobs .* are|another benchmark, .* is) at work in out put: .*\n", second.stderr
-        )
-    wait_for(figures)
-    assert tasks(array) == 4  # one run each
-    assert finished(benchmark.out) == ["ppo_metairn__2__1", "ppo_vanilla__2__1"]
-    assert "not finished: ppo_vanilla 0 1: error: " in report.read_text()
-    assert "not finished: ppo_metairn 2 1" not in report.read_text()
-
-    # Another submission runs what is not finished, and continues what has a checkpoint. Here sbatch waits for its job:
-    # tasks may well run before the benchmark has ended that submits them
-    (tmp_path / "sbatch").write_text(f'#!/bin/sh\nexec {shutil.which("sbatch")} --wait "$@"\n')
-    (tmp_path / "sbatch").chmod(0o755)
+    tasks, report = submit()
+    assert tasks == [2, 1]
+    assert finished(benchmark.out) == ["ppo_metairn__2__1", "ppo_metairn__5__1"]
+    assert re.findall("not finished: (.*): error: no", report) == ["ppo_metairn 0 1"]
+    assert not stub or "--dependency=afterany:1:2 " in (slurm / "submitted").read_text().splitlines()[-1]
     (benchmark.out / "UmbrellaLength-v0__ppo_metairn__2__1" / "finished").unlink()
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    last = benchmark(**settings | {"LENGTHS": 2, "PATH": path})
-    assert (last.returncode, last.stderr) == (0, "")
-    array, _, report = jobs()
-    assert tasks(array) == 1
-    assert "--resume" in (benchmark.out / "logs" / "ppo_metairn__2__1.log").read_text()
-    assert "not finished" not in report.read_text()
-    assert benchmark(OUT="local").returncode == 0
-    assert numbers(benchmark.out) == numbers(benchmark.out.parent / "local")
+    tasks, report = submit(LENGTHS="2 5")
+    assert (tasks, "not finished" in report) == ([1], False)
+    assert "begins at step 3000" in (benchmark.out / "logs" / "ppo_metairn__2__1.log").read_text()
+    (slurm / "full").touch()
+    assert not stub or benchmark(**settings).stderr == "error: sbatch refused a job; submitted: none\n"
 
 
-def test_slurm_with_environments(benchmark, study, slurm):
-    """Each is submitted, and drawn, on its own."""
-    env_ids = "CartPole-v1 Pendulum-v1"
-    submitted = study(text=ENVS, ENV_IDS=env_ids, LAUNCHER="slurm", EXTRA_ARGS="--gamma 0.9")
-    assert (submitted.returncode, submitted.stderr) == (0, "")
-    outs = [benchmark.out / env_id for env_id in env_ids.split()]
-    reports = [(out / "slurm" / "jobs").read_text().strip().split(",")[1] for out in outs]
-    wait_for(*reports)
-    for out, report in zip(outs, reports, strict=True):
-        assert finished(out) == ["held__0__1", "small__0__1"]
-        assert "not finished" not in (out / "slurm" / f"{report}.out").read_text()
-        assert json.loads((out / f"{out.name}__small__0__1" / "args.json").read_text())["gamma"] == 0.9
-        assert pd.read_csv(out / "results" / "runs.csv")["algorithm"].tolist() == ["held", "small"]
+KILL_AT_THE_THIRD_CHECKPOINT = """
+import os
+replace, acts = os.replace, iter([int, int, lambda: os.kill(os.getpid(), 9)])
+os.replace = lambda source, target: (replace(source, target), str(target).endswith("checkpoint.pt") and next(acts)())
+"""
+
+
+@pytest.mark.slow
+def test_own_scripts_continue_to_the_same_numbers(benchmark, project, tmp_path):
+    """All are killed. Two of the checkpoints are then damaged, so that these runs begin again."""
+    for path in [*ROOT.glob("ppo_*.py"), ROOT / "umbrella_env.py", ROOT / "plot_results.py"]:
+        shutil.copy(path, project)
+    (tmp_path / "sitecustomize.py").write_text(KILL_AT_THE_THIRD_CHECKPOINT)
+    scripts = ["ppo_lirpg", "ppo_metairn", "ppo_vanilla"]
+    settings = {"ALGOS": " ".join(scripts), "TOTAL_TIMESTEPS": 4000}
+    killed = benchmark("--smoke", **settings, PYTHONPATH=tmp_path)
+    assert (killed.returncode, killed.stdout.count("FAILED with status 137")) == (1, 3)
+    for name, size in (("ppo_vanilla", 0), ("ppo_lirpg", 1000)):
+        os.truncate(benchmark.out / f"UmbrellaLength-v0__{name}__2__1" / "checkpoint.pt", size)
+    assert_good(benchmark("--smoke", **settings))
+    assert_good(benchmark("--smoke", **settings, OUT="whole"))
+    assert_good(benchmark("--report", **settings))  # again, in the same folder
+    outs = [benchmark.out, benchmark.out.parent / "whole"]
+    for path in [f"UmbrellaLength-v0__{name}__2__1/progress.csv" for name in scripts] + ["results/evaluations.csv.gz"]:
+        tables = [pd.read_csv(out / path).drop(columns=["sps", "wall_time"], errors="ignore") for out in outs]
+        pd.testing.assert_frame_equal(*tables)
+    assert sorted(tables[0]["arm"].unique()) == scripts
+    assert any(path.stat().st_size > 10_000 for path in (benchmark.out / "results").glob("*.png"))
