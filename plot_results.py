@@ -1,111 +1,76 @@
-"""Statistics, figures and tables of a benchmark; from run folders, or from the CSV files that an earlier call wrote.
+"""Tables, figures and pages of benchmarks; from run folders, or from the CSV files that an earlier call wrote.
 
-    python plot_results.py --runs runs/benchmark --out runs/benchmark/results    # what benchmark.sh calls
-    python plot_results.py                     # everything in results/protocol again, from its CSV files
-    python plot_results.py --format pdf --credit-length 20 --credit-seed 3 --figures learning credit_attention
-    python plot_results.py --runs runs/study --out results/study --credit-map teacher:10 student:200
+    python plot_results.py --runs runs/study --out results/study    # collects the runs; then the table and the figure
+    python plot_results.py --out results/study                      # table and figure again, from the CSV files
+    python plot_results.py --pages                                  # all tables in results/, and the pages made of them
 
-With --runs, OUT gets what the run folders hold; an algorithm is what the benchmark calls an arm:
-    evaluations.csv.gz  return and success of every evaluation of every finished run, and two measures of its reward;
-                        at the last one also the first step's attention to the last step of its episode
-    credit.csv.gz       mean r_in, and what the first step attends to; by run of one algorithm, 10 evaluations, and time
-    credit_map.csv.gz   with --credit-map: weight with which each step's reward (source) goes to each step (destination)
-    wall_clock.csv      steps/s and seconds of every finished run (the only one of these that differs when repeated)
-    left_out.csv        the runs that are missing, unfinished or not finite, and why; they are in no other file
-    settings.json       the options of each algorithm; by length where they differ
-and always what follows from these:
-    runs                table by run: steps to 95 % success, success and return at the end, first_to_last (the attention
-                        above: of a network that redistributes, the part of the last reward that the first step gets)
-    summary             table by length: final return, steps to 95 % success
-    steps_to_95         table and figure: steps to 95 % success against length, beside the maps of credit_map.csv.gz
-    aggregate           table and figure over all lengths: IQM, median, optimality gap, performance profiles; beside an
-                        arm `ppo` (or ppo_vanilla) the probability of doing better than it; beside `ppo` and `oracle`
-                        the share of the gap between them, in the mean return over training, that an arm closes
-    learning            evaluation return and success against environment steps
-    final_return        final return against length, with the published numbers
-    credit_attention    attention of the first step's intrinsic reward, against training, beside the optimal one
-    credit_reward       profile of the intrinsic reward over the episode, against training
-    wall_clock          table and figure
-Where no optimum is known, for all but Umbrella that is, only learning (of the return), wall_clock (the figure), and
-    runs                table by run: final_return (mean of the last 3 evaluations: one alone is noisy) and mean_return
-                        (of all evaluations after step 0: the area under the curve)
-    summary             table of both by algorithm; beside an arm `delayed` also the probability of doing better than
-                        it; beside `delayed` and `dense` the share of the gap between them that an arm closes,
-                        (IQM - IQM delayed) / (IQM dense - IQM delayed)
+An arm is what study.txt calls so: a method with its options. With --runs, OUT gets what the finished runs hold. An arm
+that is in RUNS replaces that arm in OUT, and OUT's other arms stay:
+    evaluations.csv.gz  every evaluation of every run, a row each
+    settings.json       the options of each arm; by length where they differ
+    invocations.csv     what benchmark.sh wrote of commit, processor and time; `arms` says of which arms
+    left_out.csv        runs that are missing, unfinished or not finite, and why; only if there are any
+Then, from these: table.csv and table.md, and a figure, steps_to_95.png (Umbrella, several lengths) or learning.png.
 
-Point estimates are interquartile means (IQM); intervals are 95 % percentile intervals of a bootstrap over runs,
-stratified by length, with a fixed seed:
-    Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice", NeurIPS 2021 (rliable)
+Return over training is the mean of all evaluations after step 0, final return that of the last 3. Point estimates are
+interquartile means (IQM), intervals 95 % percentile intervals of a bootstrap over runs, stratified by length, with a
+fixed seed: Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice", NeurIPS 2021. Their
+last decimal is above the bootstrap's Monte Carlo error and a thousandth of the interval, and the second at most.
+The gap is that between `ppo` and `oracle` on Umbrella, `delayed` and `dense` elsewhere. An arm closes (IQM - low IQM) /
+(high IQM - low IQM) of it. Where the upper end's interval is not above the lower end's, there is no gap to close.
 """
 
-import functools
 import gzip
-import itertools
+import io
 import json
 import os
+import re
 import sys
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import tyro
-from matplotlib.colors import LogNorm
-from rliable import library, metrics
 
-plt.switch_backend("Agg")
-plt.rcParams |= {"figure.constrained_layout.use": True, "font.size": 9, "svg.hashsalt": "metairn"}
-
-# The MetaIRN paper's figure 4: final evaluation return, IQM of 10 seeds, 100k steps; length: (PPO, MetaIRN)
-PUBLISHED = {2: (0.90, 0.03), 5: (1.06, 0.33), 10: (0.78, 0.27), 20: (0.88, 0.51), 50: (0.79, 0.66)}
-PUBLISHED_MINUTES = 40 / 60, 200 / 60  # of a run, about: PPO, MetaIRN
-PUBLISHED_SETTING = {"env_id": "umbrella_env:UmbrellaLength-v0", "total_timesteps": 100_000}
-PUBLISHED_SETTING |= {"hide_umbrella": False, "invert_umbrella": False}
-OPTIMUM = {"umbrella_env:UmbrellaLength-v0": 10.0, "umbrella_env:UmbrellaLengthBsuite-v0": 1.0}
-COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]  # Okabe-Ito: for all readers
-MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
-LINES = ["-", "--", ":"]
-RESAMPLES = 5_000
-CURVE_POINTS = 128  # at most, of a learning curve
-CREDIT_POINTS = 10  # evaluations of a run in the credit figures
-SOLVED = 0.95
-LAST = 3  # evaluations in the final return where no optimum is known
-RETURNS = ["final_return", "mean_return"]
-MEASURES = ["eval_return", "eval_success", "intrinsic_advantage_share", "intrinsic_attention_entropy"]
-FIGURES = Literal[
-    "learning",
-    "steps_to_95",
-    "final_return",
-    "aggregate",
-    "wall_clock",
-    "credit_attention",
-    "credit_reward",
-]
-RUN = ["algorithm", "chain_length", "seed"]
+ROOT = Path(__file__).parent
+UMBRELLA = "umbrella_env:"  # environments whose optimum is known, and what success is
+BLUE, SKY, GREEN, BLACK = "#0072B2", "#56B4E9", "#009E73", "#000000"  # Okabe and Ito's, for all readers
+RED, ORANGE, PINK, GREY = "#D55E00", "#E69F00", "#CC79A7", "#777777"
+ARMS = {  # full name, colour, marker, line: the same in all figures, and in this order; related arms share a colour
+    "ppo": ("PPO, tuned by hand", BLUE, "o", "-"),
+    "ppo.tpe": ("PPO, tuned by TPE", BLUE, "s", "--"),
+    "delayed": ("PPO", BLUE, "o", "-"),
+    "same": ("PPO with LIRPG's settings", BLUE, "v", ":"),
+    "lirpg": ("LIRPG", PINK, "P", "-"),
+    "lirpg.alone": ("LIRPG, its reward alone", PINK, "p", ":"),
+    "attention": ("MetaIRN as published", ORANGE, "X", "-"),
+    "metairn": ("MetaIRN", RED, "D", "-"),
+    "metairn.defaults": ("MetaIRN, not tuned", RED, "d", "--"),
+    "shuffled": ("MetaIRN, rewards shuffled", RED, "h", ":"),
+    "untrained": ("MetaIRN, untrained", GREY, "v", "-"),
+    "carried": ("credit from another task", GREEN, "^", "-"),
+    "carried.ppo": ("credit from another task, PPO tuned", GREEN, "<", "--"),
+    "supervised": ("credit by regression", SKY, ">", "-."),
+    "oracle": ("perfect credit", BLACK, "*", "-"),
+    "window": ("credit set by hand", BLACK, "x", "-."),
+    "dense": ("PPO, rewards not delayed", BLACK, "*", "-"),
+    "dense.tuned": ("rewards not delayed, PPO tuned for it", BLACK, "+", "--"),
+    "teacher": ("teacher", SKY, "1", ":"),
+}
+RESAMPLES, CURVE_RESAMPLES = 20_000, 1_000
+SOLVED, LAST = 0.95, 3  # success rate; evaluations in the final return: one alone is noisy
+RUN, MEASURES = ["arm", "length", "seed"], ["eval_return", "eval_success", "evidence", "intrinsic_used"]
 DIFFER = {"exp_name", "seed", "chain_length", "num_steps", "runs_dir", "resume", "evaluate", "cuda", "track"}
 
 
 @dataclass
 class Args:
-    runs: str | None = None
-    """directory with run folders; without it, the CSV files in OUT are read"""
-    out: str = "results/protocol"
-    """directory of the CSV files, tables and figures"""
-    format: Literal["png", "svg", "pdf"] = "png"
-    """of the figures"""
-    figures: tuple[FIGURES, ...] = get_args(FIGURES)
-    """the figures to draw, of those that there are; the tables are always written"""
-    credit_algorithm: str | None = None
-    """with --runs: algorithm of the credit figures (default: ppo_metairn if it is there)"""
-    credit_map: tuple[str, ...] = ()
-    """with --runs: ALGORITHM:LENGTH of the maps beside the steps to 95 %, of the lowest seed"""
-    credit_length: int | None = None
-    """episode length in the credit figures (default: the longest)"""
-    credit_seed: int | None = None
-    """seed of the single run in the credit figures (default: the lowest)"""
+    runs: str | None = None  # directory with run folders; without it, the CSV files in OUT are read
+    out: str | None = None  # directory of the CSV files, the table and the figure
+    pages: bool = False  # write the tables and pages of results/ again, and what README.md shows of them
 
 
 def fail(message):
@@ -114,76 +79,32 @@ def fail(message):
     sys.exit(2)
 
 
-def write_atomically(path, write):
-    """Calls write(temporary path) and renames it to `path`, so that `path` is at any moment whole: old or new."""
-    temporary = path.with_name(f".{path.name}")
-    write(temporary)
-    os.replace(temporary, path)
-
-
-def write_table(path, table):
-    """A CSV file, compressed where its name ends in .gz; the same bytes each time"""
-    data = table.to_csv(index=False, float_format="%.12g").encode()
-    data = gzip.compress(data, mtime=0) if path.suffix == ".gz" else data
-    write_atomically(path, lambda temporary: temporary.write_bytes(data))
-
-
-def digits(x, n=3):
-    """x [...] with n significant digits"""
-    return np.vectorize(lambda value: float(f"{value:.{n}g}"), otypes=[float])(x)
-
-
-def measured_by(env_id):
-    """Columns of evaluations: an environment without a known optimum may not know success either"""
-    return ["eval_return", "eval_success"] if env_id in OPTIMUM else ["eval_return"]
-
-
-# Reading
+def write(path, data):
+    """Writes text, or a table as CSV, to `path`, which is at any moment whole: old or new."""
+    data = data if isinstance(data, str) else data.to_csv(index=False, float_format="%.12g")
+    data = gzip.compress(data.encode(), mtime=0) if path.suffix == ".gz" else data.encode()  # the same bytes each time
+    path.with_name(f".{path.name}").write_bytes(data)
+    os.replace(path.with_name(f".{path.name}"), path)
 
 
 def read_run(folder, args):
-    """Evaluations and credit of a run folder, one row each; an exception says why it cannot be used."""
+    """Evaluations of a run folder, one row each; an exception says why it cannot be used."""
     progress = pd.read_csv(folder / "progress.csv")
     step, batch = progress["global_step"].iloc[-1], args["num_envs"] * args["num_steps"]
     if step != args["total_timesteps"] // batch * batch:
         raise ValueError(f"unfinished: stopped at step {step} of {args['total_timesteps']}")
-    if not np.isfinite(progress[measured_by(args["env_id"])]).all(axis=None):
+    if not np.isfinite(progress[MEASURES[: 1 + args["env_id"].startswith(UMBRELLA)]]).all(axis=None):
         raise ValueError("an evaluation is not finite")
-    credit = pd.DataFrame()
     if args["chain_length"] and (folder / "intrinsic.npz").exists():  # 0: episodes of no fixed length
-        with np.load(folder / "intrinsic.npz") as arrays:
-            last = arrays["first_step_attention"][-1, args["chain_length"] - 1]
-            progress.loc[progress.index[-1], "first_to_last"] = digits(last)
-            shown = np.unique(np.linspace(0, len(arrays["global_step"]) - 1, CREDIT_POINTS).round().astype(int))
-            steps, times = arrays["global_step"][shown], range(args["chain_length"])
-            names = "r_in_mean", "first_step_attention"
-            columns = {name: digits(arrays[name][shown][:, times].ravel()) for name in names}
-        index = pd.MultiIndex.from_product([steps, times], names=["global_step", "time"])
-        credit = pd.DataFrame(columns, index=index).reset_index()
-    return progress, credit
+        weight = np.load(folder / "intrinsic.npz")["first_step_attention"][-1, args["chain_length"] - 1]
+        progress.loc[progress.index[-1], "first_to_last"] = float(f"{weight:.3g}")
+    progress = progress[progress.columns.intersection(["global_step", *MEASURES, "first_to_last"])]
+    return progress.replace(-np.inf, np.nan).round(dict.fromkeys(MEASURES, 4))
 
 
-def read_map(runs, name):
-    """Folders of finished runs by (algorithm, length, seed), and ALGORITHM:LENGTH -> attention_map, a row a weight"""
-    algorithm, _, length = name.rpartition(":")
-    found = [(run, f) for run, f in sorted(runs.items()) if (run[0], str(run[1])) == (algorithm, length)]
-    if not found or not (found[0][1] / "intrinsic.npz").exists():
-        fail(f"--credit-map {name}: no finished run with an intrinsic reward is of this ALGORITHM:LENGTH")
-    run, folder = found[0]
-    with np.load(folder / "intrinsic.npz") as arrays:
-        weights = digits(arrays["attention_map"])
-    destination, source = np.indices(weights.shape).reshape(2, -1) + 1
-    table = pd.DataFrame({"destination": destination, "source": source, "weight": weights.ravel()})
-    return table.assign(**dict(zip(RUN, run, strict=True)))
-
-
-def collect(runs, credit_algorithm, credit_map):
-    """What the run folders in `runs` hold, as {file name: table}, and the settings; see the head of this file.
-
-    Runs that cannot be used are named on stderr and in left_out.csv. So are runs that are not there, of those in the
-    file `planned`, to which benchmark.sh adds what it sets out to do.
-    """
-    evaluations, credits, clocks, left_out, settings, found, used = [], [], [], {}, {}, set(), {}
+def collect(runs):
+    """Evaluations, settings and left-out runs of the run folders in `runs`, and of those that benchmark.sh planned"""
+    evaluations, left_out, settings, found = [], {}, {}, set()
     for folder in sorted(path.parent for path in Path(runs).glob("*/args.json")):
         try:
             args = json.loads((folder / "args.json").read_text())
@@ -192,714 +113,367 @@ def collect(runs, credit_algorithm, credit_map):
             print(f"{folder}/args.json cannot be read: {type(error).__name__}: {error}", file=sys.stderr)
             continue
         if run in found:
-            fail(f"{folder}: there is another run with algorithm, length and seed {run} in {runs}: plot them apart")
+            fail(f"{folder}: there is another run with arm, length and seed {run} in {runs}: plot them apart")
         found.add(run)
         try:
-            progress, credit = read_run(folder, args)
-        except OSError as error:
-            left_out[run] = f"{error.strerror}: {Path(error.filename).name}"
-            continue
-        except (ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
-            left_out[run] = str(error)
-            continue
-        same = {name: value for name, value in args.items() if name not in DIFFER}
-        for cell, (other_folder, other) in settings.items():
-            for name in sorted(same.keys() | other.keys() if cell == run[:2] else ["env_id"]):
-                if same.get(name) != other.get(name):
-                    both = f"({same.get(name)}, {other.get(name)})"
-                    fail(f"{folder} and {other_folder} differ in {name} {both}: plot them apart")
-        settings.setdefault(run[:2], (folder, same))
-        used[run] = folder
-        key = dict(zip(RUN, run, strict=True))
-        last = progress.iloc[-1]
-        clocks.append(key | {"sps": round(last["sps"]), "seconds": round(last["wall_time"], 2)})
-        columns = progress.columns.intersection(["global_step", *MEASURES, "first_to_last"])
-        evaluations.append(progress[columns].round(dict.fromkeys(MEASURES, 4)).assign(**key))
-        if run[0] == (credit_algorithm or "ppo_metairn") and len(credit):
-            credits.append(credit.assign(**key))
-    if not evaluations:
-        fail(f"there is no finished run in {runs}" + "".join(f"; {run}: {why}" for run, why in left_out.items()))
-    if credit_algorithm and not credits:
-        fail(f"--credit-algorithm {credit_algorithm}: no finished run with an intrinsic reward is of this algorithm")
-    planned = Path(runs, "planned").read_text().split("\n") if Path(runs, "planned").exists() else []
-    for name, length, seed in sorted({tuple(line.split()) for line in planned if line}):
+            progress = read_run(folder, args)
+        except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+            left_out[run] = str(error).replace(f"{folder}/", "")
+        else:
+            same = {name: value for name, value in args.items() if name not in DIFFER}
+            other_folder, other = settings.setdefault(run[:2], (folder, same))
+            for name in sorted(same.keys() | other.keys()):
+                if (x := same.get(name)) != (y := other.get(name)):
+                    fail(f"{folder} and {other_folder} differ in {name} ({x}, {y}): plot them apart")
+            evaluations.append(progress.assign(**dict(zip(RUN, run, strict=True))))
+    planned = Path(runs, "planned").read_text().splitlines() if Path(runs, "planned").exists() else []
+    for name, length, seed in sorted({tuple(line.split()) for line in planned}):
         if (run := (name, int(length), int(seed))) not in found:
             left_out[run] = "missing: there is no readable run folder"
-    for (algorithm, length, seed), why in left_out.items():
-        print(f"left out: {algorithm}, L = {length}, seed {seed}: {why}", file=sys.stderr)
-    tables = {
-        "evaluations.csv.gz": pd.concat(evaluations).dropna(axis=1, how="all"),
-        "credit.csv.gz": pd.concat(credits) if credits else pd.DataFrame(),
-        "credit_map.csv.gz": pd.concat([read_map(used, name) for name in credit_map] or [pd.DataFrame()]),
-        "wall_clock.csv": pd.DataFrame(clocks),
-        "left_out.csv": pd.DataFrame([(*run, why) for run, why in left_out.items()], columns=[*RUN, "reason"]),
-    }
-    for name, table in tables.items():
-        order = [c for c in [*RUN, "global_step", "time", "destination", "source"] if c in table]
-        rest = [c for c in table if c not in order]
-        tables[name] = table.reindex(columns=order + rest).sort_values(order) if order else table
-    return tables, merge_settings({cell: same for cell, (_, same) in sorted(settings.items())})
+    if not evaluations:
+        fail(f"there is no finished run in {runs}" + "".join(f"; {run}: {why}" for run, why in left_out.items()))
+    for (arm, length, seed), why in left_out.items():
+        print(f"left out: {arm}, L = {length}, seed {seed}: {why}", file=sys.stderr)
+    left_out = pd.DataFrame([(*run, why) for run, why in left_out.items()], columns=[*RUN, "reason"])
+    return pd.concat(evaluations), merge({cell: same for cell, (_, same) in sorted(settings.items())}), left_out
 
 
-def merge_settings(settings):
-    """{(algorithm, length): {option: value}} -> {algorithm: {option: value, or {length: value} where they differ}}"""
+def merge(settings):
+    """{(arm, length): {option: value}} -> {arm: {option: value, or {length: value} where they differ}}"""
     merged = {}
-    for algorithm in dict.fromkeys(algorithm for algorithm, _ in settings):
-        lengths = {str(length): same for (a, length), same in settings.items() if a == algorithm}
-        merged[algorithm] = {}
-        for name in dict.fromkeys(itertools.chain.from_iterable(lengths.values())):
-            values = {length: same.get(name) for length, same in lengths.items()}
-            first, *others = values.values()
-            merged[algorithm][name] = first if all(value == first for value in others) else values
+    for arm, _ in settings:
+        lengths = {str(length): same for (a, length), same in settings.items() if a == arm}
+        merged[arm] = {name: value for same in lengths.values() for name, value in same.items()}
+        for name, value in merged[arm].items():
+            if any(same.get(name) != value for same in lengths.values()):
+                merged[arm][name] = {length: same.get(name) for length, same in lengths.items()}
     return merged
 
 
-# Statistics
+def by_cell(evaluations, settings, name):
+    """{(length, arm): value of the option}"""
+    cells = evaluations[["length", "arm"]].drop_duplicates().sort_values(["length", "arm"]).to_numpy().tolist()
+    values = {(length, arm): settings[arm].get(name) for length, arm in cells}
+    return {cell: x.get(str(cell[0])) if isinstance(x, dict) else x for cell, x in values.items()}
+
+
+def store(runs, out):
+    """Collects `runs` into the files of `out`, whose other arms stay."""
+    evaluations, settings, left_out = collect(runs)
+    new, tables = set(settings), {"evaluations.csv.gz": evaluations, "left_out.csv": left_out}
+    if Path(runs, "invocations.csv").exists():
+        tables["invocations.csv"] = pd.read_csv(Path(runs, "invocations.csv")).assign(arms=" ".join(sorted(new)))
+    if (out / "settings.json").exists():
+        settings = json.loads((out / "settings.json").read_text()) | settings
+        for name in [name for name in tables if (out / name).exists()]:
+            old, column = pd.read_csv(out / name), "arms" if name == "invocations.csv" else "arm"
+            old[column] = [" ".join(arm for arm in arms.split() if arm not in new) for arms in old[column]]
+            tables[name] = pd.concat([old[old[column] != ""], tables[name]])
+    evaluations = tables["evaluations.csv.gz"].dropna(axis=1, how="all")
+    envs = by_cell(evaluations, settings, "env_id")
+    for (length, arm), env in envs.items():  # of one task, but where each arm is named after its own
+        if any(env != x and length == n and not env.endswith(arm) for (n, _), x in envs.items()):
+            fail(f"{runs} and {out}: arms of one length differ in env_id ({envs}): plot them apart")
+    order = [name for name in [*RUN, "global_step", *MEASURES, "first_to_last"] if name in evaluations]
+    tables["evaluations.csv.gz"] = evaluations[order].sort_values(order[:4])
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"--out {out} cannot be made: {error.strerror}")
+    for name, table in tables.items():
+        write(out / name, table) if len(table) else (out / name).unlink(missing_ok=True)
+    write(out / "settings.json", json.dumps(dict(sorted(settings.items())), indent=2) + "\n")
+
+
+def load(out):
+    """Evaluations up to the smallest budget of all arms of a length; what to say of that; left-out runs; the task"""
+    try:
+        settings = json.loads((out / "settings.json").read_text())
+        evaluations = pd.read_csv(out / "evaluations.csv.gz", float_precision="round_trip")
+        left_out = pd.read_csv(out / "left_out.csv") if (out / "left_out.csv").exists() else pd.DataFrame(columns=RUN)
+    except (OSError, ValueError) as error:
+        fail(f"{out} does not hold what an earlier call collected ({error}); collect runs with --runs RUNS_DIR")
+    budgets, said = by_cell(evaluations, settings, "total_timesteps"), []
+    least = {length: min(x for (n, _), x in budgets.items() if n == length) for length, _ in budgets}
+    for (length, arm), budget in budgets.items():
+        if budget > (n := least[length]):
+            said.append(
+                f"`{arm}`, L = {length}: of its {budget:,} steps the first {n:,} count, as many as others have."
+            )
+    evaluations = evaluations[evaluations["global_step"] <= evaluations["length"].map(least)]
+    return evaluations, said, left_out, next(iter(settings.values()))["env_id"]
 
 
 def iqm(scores):
-    """scores [runs, ...] -> interquartile mean over runs [...]; rliable.metrics.aggregate_iqm, 10 times faster"""
+    """scores [runs, ...] -> interquartile mean over runs [...]; as rliable.metrics.aggregate_iqm"""
     cut = len(scores) // 4
     return np.sort(scores, axis=0)[cut : len(scores) - cut].mean(0)
 
 
-def bootstrap(statistic, *scores):
-    """statistic(*scores) [points] of scores [runs, tasks, ...]; lower and upper end of its 95 % interval [points]
-
-    Runs are resampled within each task. Without two runs there is no interval: its ends are NaN.
-    """
-    np.random.seed(0)  # noqa: NPY002 - rliable draws from numpy's global stream
-    argument = scores if len(scores) > 1 else scores[0]  # a tuple: rliable resamples its members independently
-    estimate, interval = library.get_interval_estimates({"": argument}, statistic, reps=RESAMPLES)
-    enough = min(len(x) for x in scores) > 1
-    return np.stack([estimate[""], *(interval[""] if enough else np.full_like(interval[""], np.nan))])
+def draw(arm, *size):
+    """The runs [resamples, runs, tasks] that a bootstrap draws anew for each task; each arm has a stream of its own"""
+    return np.random.default_rng(zlib.crc32(arm.encode())).integers(size[1], size=size)
 
 
-def curves(runs, measures):
-    """All evaluations of one algorithm at one length -> steps [E]; IQM and interval of each measure [3, E]
+def interval(estimate, samples, runs):
+    """Estimate and its bootstrap samples -> with the ends of its 95 % interval, and the decimals that these have"""
+    samples = samples[np.isfinite(samples)]
+    row = {"": estimate, "_low": np.nan, "_high": np.nan, "_digits": 2, "_runs": runs}
+    if runs > 1 and len(samples):
+        step = min(0.02, np.sqrt(0.025 * 0.975 / len(samples)))
+        low, high, *around = np.quantile(samples, np.add.outer([0, -step, step], [0.025, 0.975]).ravel())
+        # An end's error is that of its rank: half the distance of the samples one standard error below and above
+        error = max((around[2] - around[0]) / 2, (around[3] - around[1]) / 2, (high - low) / 1_000)
+        digits = np.clip(np.ceil(-np.log10(error)) - 1, -3, 2) if error > 0 else 2
+        row |= {"_low": low, "_high": high, "_digits": int(digits)}
+    return row
 
-    Of many evaluations, every second or third and so on, the last one included.
-    """
-    steps = np.sort(runs["global_step"].unique())[::-1]
-    steps = steps[:: -(-len(steps) // CURVE_POINTS)][::-1]
-    runs = runs[runs["global_step"].isin(steps)]
-    table = runs.pivot(index="seed", columns="global_step", values=measures)
-    if table.isna().any(axis=None):
-        fail("runs of one algorithm and length were evaluated at different steps: plot them apart")
-    points = bootstrap(lambda x: iqm(x[:, 0]), table.to_numpy()[:, None])  # [3, measures E]
-    return steps, *np.split(points, len(measures), axis=1)
+
+def probability_of_improvement(x, y, drawn_x, drawn_y):
+    """scores x [n, tasks], y [m, tasks] -> probability that x beats y, ties count half, mean over tasks; samples"""
+    wins = (x[:, None] > y) + 0.5 * (x[:, None] == y)  # [n, m, tasks]
+    n, m = [(drawn[..., None] == np.arange(drawn.shape[1])).sum(1) for drawn in (drawn_x, drawn_y)]  # [B, tasks, runs]
+    return wins.mean(), (np.einsum("btn,nmt->btm", n, wins) * m).sum((1, 2)) / wins.size
 
 
-def steps_to_solve(runs):
-    """All evaluations of one algorithm at one length -> first step with 95 % success of each run; infinity if never"""
-    first = runs[runs["eval_success"] >= SOLVED].groupby("seed")["global_step"].min()
-    return first.reindex(runs["seed"].unique()).fillna(np.inf)
+def compare(scores, base, top):
+    """{arm: scores [runs, tasks]} -> {arm: its IQM; P(better than base); share of the gap to top}, with intervals"""
+    drawn = {arm: draw(arm, RESAMPLES, *x.shape) for arm, x in scores.items()}
+    samples = {arm: iqm(x[drawn[arm], np.arange(x.shape[1])].reshape(RESAMPLES, -1).T) for arm, x in scores.items()}
+    points, runs = {arm: iqm(x.ravel()) for arm, x in scores.items()}, {arm: len(x) for arm, x in scores.items()}
+    rows = {arm: interval(points[arm], samples[arm], runs[arm]) for arm in scores}
+    gap = {base, top} <= scores.keys() and rows[top]["_low"] > rows[base]["_high"]
+    for arm, row in rows.items():
+        compared = {}
+        if base in scores and arm != base:
+            better = probability_of_improvement(scores[arm], scores[base], drawn[arm], drawn[base])
+            compared["_better"] = interval(*better, min(runs[arm], runs[base]))
+        if gap and arm not in (base, top):
+            with np.errstate(divide="ignore", invalid="ignore"):
+                shares = [(x[arm] - x[base]) / (x[top] - x[base]) for x in (points, samples)]
+            compared["_closed"] = interval(*shares, min(runs[arm], runs[base], runs[top]))
+        elif {base, top} <= scores.keys():
+            row["_no_gap"] = int(not gap)
+        row |= {name + end: value for name, values in compared.items() for end, value in values.items()}
+    return rows
 
 
 def quartiles(steps):
-    """Values of runs, not means of two: an unsolved run is later than all others, and has no number to average with"""
+    """Values of runs, not means of two: an unsolved run, later than all others, has no number to average with"""
     return np.quantile(steps, [0.25, 0.5, 0.75], method="inverted_cdf")
 
 
-def measure_runs(groups):
-    """Evaluations by (length, algorithm) -> table with a row for each run: its speed, its end, and its mean success"""
-    tables = []
-    for (length, algorithm), runs in groups.items():
-        by_seed = runs.groupby("seed")
-        last = by_seed.last()
-        columns = {"steps_to_95": steps_to_solve(runs), "solved_at_end": (last["eval_success"] >= SOLVED).astype(int)}
-        columns |= {"final_return": last["eval_return"], "final_success": last["eval_success"]}
-        columns |= {"mean_success": by_seed["eval_success"].mean().round(4)}
-        columns |= {name: last[name] for name in last.columns.intersection(["first_to_last"])}
-        table = pd.DataFrame(columns).reset_index(names="seed")
-        tables.append(table.assign(chain_length=length, algorithm=algorithm))
-    table = pd.concat(tables).sort_values(RUN)
-    return table[[*RUN, *table.columns.difference(RUN, sort=False)]]
+def measure_runs(evaluations, known):
+    """All evaluations -> table with a row for each run"""
+    last, later = evaluations.groupby(RUN).last(), evaluations[evaluations["global_step"] > 0].groupby(RUN)
+    returns = later["eval_return"]
+    columns = {"final_return": returns.apply(lambda x: x.tail(LAST).mean()), "mean_return": returns.mean()}
+    if known:
+        first = evaluations[evaluations["eval_success"] >= SOLVED].groupby(RUN)["global_step"].min()
+        columns |= {"steps_to_95": first.reindex(last.index).fillna(np.inf), "final_success": last["eval_success"]}
+    if "intrinsic_used" in last:  # the policy is fixed until this is known
+        columns["held_steps"] = evaluations[evaluations["intrinsic_used"].notna()].groupby(RUN)["global_step"].min()
+    columns |= {"evidence": later["evidence"].max()} if "evidence" in last else {}
+    columns |= {name: last[name] for name in last.columns.intersection(["intrinsic_used", "first_to_last"])}
+    return pd.DataFrame(columns).reset_index()
 
 
-def summarize(groups, learning, counts):
-    """Evaluations, curves and run counts by (length, algorithm) -> table with a row for each"""
-    rows = []
-    for (length, algorithm), runs in groups.items():
-        last, steps = runs.groupby("seed").last(), steps_to_solve(runs)
-        q1, median, q3 = quartiles(steps)
-        final = learning[length, algorithm][1][:, -1].round(3)
-        row = {"chain_length": length, "algorithm": algorithm}
-        row |= dict(zip(["runs", "runs_expected"], counts[length, algorithm], strict=True))
-        row |= {"solved_at_end": (last["eval_success"] >= SOLVED).sum(), "solved_ever": np.isfinite(steps).sum()}
-        row |= dict(zip(["final_return_iqm", "final_return_low", "final_return_high"], final, strict=True))
-        row |= {
-            "steps_to_95_q1": q1,
-            "steps_to_95_median": median,
-            "steps_to_95_q3": q3,
-            "steps_to_95_max": steps.max(),
-        }
-        for name in runs.columns.intersection(["intrinsic_advantage_share", "intrinsic_attention_entropy"]):
-            row[f"{name}_median"] = round(last[name].dropna().median(), 3)
-        rows.append(row)
+def shared_lengths(runs):
+    """Those that more than one arm has, not a teacher alone; if there are none, all"""
+    having = runs.groupby("length")["arm"].nunique()
+    return sorted(having.index[having > 1]) or sorted(having.index)
+
+
+def summarize(runs, left_out, known):
+    """Table by run -> table with a row for each length and arm, and for each arm over all lengths"""
+    base, top = ("ppo" if "ppo" in set(runs["arm"]) else "ppo.tpe", "oracle") if known else ("delayed", "dense")
+    parts, rows = {length: part for length, part in runs.groupby("length")}, []
+    if known and len(lengths := shared_lengths(runs)) > 1:
+        parts["all"] = runs[runs["length"].isin(lengths)]
+    for length, part in parts.items():
+        found = {}
+        for name in ["mean_return"] if known else ["final_return", "mean_return"]:
+            tables = {arm: x.pivot(index="seed", columns="length", values=name) for arm, x in part.groupby("arm")}
+            scores = {arm: tables[arm].dropna().to_numpy() for arm in in_order(tables)}  # only seeds of all lengths
+            scores = {arm: x for arm, x in scores.items() if len(x) and x.shape[1] == part["length"].nunique()}
+            for arm, row in compare(scores, base, top).items():
+                found.setdefault(arm, {}).update({name + end: value for end, value in row.items()})
+        for arm, row in found.items():
+            x, first = part[part["arm"] == arm], {"arm": arm, "length": length, "runs": row["mean_return_runs"]}
+            if length != "all":
+                first["runs_expected"] = len(x) + (left_out[RUN[:2]] == [arm, length]).all(axis=1).sum()
+                if known:
+                    steps = [*quartiles(x["steps_to_95"]), x["steps_to_95"].max()]
+                    first |= {f"steps_to_95_{q}": y for q, y in zip(["q1", "median", "q3", "max"], steps, strict=True)}
+                    first["solved_at_end"] = (x["final_success"] >= SOLVED).sum()
+                    first["solved_ever"] = np.isfinite(x["steps_to_95"]).sum()
+                x = x.dropna(axis=1, how="all")
+                first |= {"used": (x["intrinsic_used"] == 1).sum()} if "intrinsic_used" in x else {}
+                for name in x.columns.intersection(["final_success", "held_steps", "evidence", "first_to_last"]):
+                    first |= {f"{name}_{what}": getattr(x[name], what)() for what in ("min", "median", "max")}
+            rows.append(first | row)
     return pd.DataFrame(rows)
 
 
-def measure_returns(evaluations):
-    """Table with a row for each run of an environment without a known optimum"""
-    returns = evaluations[evaluations["global_step"] > 0].groupby(RUN)["eval_return"]
-    final = returns.apply(lambda x: x.tail(LAST).mean())
-    return pd.DataFrame(dict(zip(RETURNS, [final, returns.mean()], strict=True))).round(4).reset_index()
+def in_order(arms):
+    return sorted(arms, key=lambda arm: (list(ARMS).index(arm) if arm in ARMS else len(ARMS), arm))
 
 
-def gap_closed(x, low, high):
-    """scores [runs, tasks, points] -> share of the gap between the IQMs of `low` and `high` that x closes [points]"""
-    x, low, high = (iqm(scores.reshape(-1, scores.shape[-1])) for scores in (x, low, high))
-    return (x - low) / np.where(high == low, np.nan, high - low)
+def markdown(rows):
+    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
 
 
-def summarize_returns(measured, algorithms, counts):
-    """Table of measure_returns, and run counts by (length, algorithm) -> table with a row for each algorithm"""
-    scores = {a: measured.loc[measured["algorithm"] == a, RETURNS].to_numpy()[:, None] for a in algorithms}
-    ends = ["iqm", "low", "high"] + [what + end for what in ("share", "better") for end in ("", "_low", "_high")]
-    rows = []
-    for algorithm, x in scores.items():
-        points, shares, better = bootstrap(lambda x: iqm(x[:, 0]), x), *np.full((2, 3, len(RETURNS)), np.nan)
-        others = scores.keys() - {algorithm}
-        if {"delayed", "dense"} <= others:
-            shares = bootstrap(gap_closed, x, scores["delayed"], scores["dense"])
-        if "delayed" in others:
-            pairs = [(x[..., i], scores["delayed"][..., i]) for i in range(len(RETURNS))]
-            better = np.stack([bootstrap(probability_of_improvement, *pair)[:, 0] for pair in pairs], axis=1)
-        row = {"algorithm": algorithm} | dict(zip(["runs", "runs_expected"], counts[0, algorithm], strict=True))
-        for name, values in zip(RETURNS, np.concatenate([points, shares, better]).T.round(3), strict=True):
-            row |= {f"{name}_{end}": value for end, value in zip(ends, values, strict=True)}
-        rows.append(row)
-    return pd.DataFrame(rows)
+def fixed(x, decimals=0):
+    return "never" if x == np.inf else f"{round(x, decimals) + 0.0:,.{max(decimals, 0)}f}"  # + 0.0: no -0.00
 
 
-def score_matrices(evaluations, algorithms, optimum):
-    """{kind: {algorithm: scores [seeds, lengths]}}, where 1 is the optimum and 0 a random policy
-
-    Only seeds with a finished run at every length: stratified resampling has no place for a missing one. Every length
-    is one that at least half of the algorithms have: an arm that a study trains at one length alone has no score.
-    """
-    scores = {}
-    having = evaluations.groupby("chain_length")["algorithm"].nunique()
-    evaluations = evaluations[evaluations["chain_length"].isin(having.index[having >= len(algorithms) / 2])]
-    for kind, statistic in {"final return": "last", "mean return over training": "mean"}.items():
-        table = evaluations.groupby(RUN)["eval_return"].agg(statistic).unstack("chain_length").dropna() / optimum
-        scores[kind] = {a: table.loc[a].to_numpy() for a in algorithms if a in table.index}
-    return scores
+def interval_text(row, name):
+    """`name` of a table's row with its interval, or with its quartiles; and the number of runs where these are few"""
+    if name == "steps_to_95":
+        value, low, high, runs = *(fixed(row[f"{name}_{q}"]) for q in ("median", "q1", "q3")), row["runs"]
+    elif pd.isna(row.get(name)):
+        return "no gap" if row.get(name.replace("_closed", "_no_gap")) == 1 else ""
+    else:
+        value, low, high = (fixed(row[name + end], int(row[f"{name}_digits"])) for end in ("", "_low", "_high"))
+        runs = row[f"{name}_runs"]
+    return f"{value} of 1 run" if runs == 1 else f"{value} [{low}, {high}]{' of 2 runs' if runs == 2 else ''}"
 
 
-def probability_of_improvement(x, y):
-    """scores x [n, tasks], y [m, tasks] -> probability that x beats y, mean over tasks; ties count half (rliable's)"""
-    x = x[:, None]  # [n, 1, tasks]
-    return np.array([np.mean((x > y) + 0.5 * (x == y))])
+def tables(evaluations, said, left_out, env_id):
+    """{file name: text} of the table"""
+    known = env_id.startswith(UMBRELLA)
+    table, rows = summarize(measure_runs(evaluations, known), left_out, known), []
+    table = table.to_csv(index=False, float_format="%.6g")
+    for row in pd.read_csv(io.StringIO(table)).to_dict("records"):
+        of_all, arm = row["length"] == "all", row["arm"]
+        cells = {"L": row["length"]} if known else {}
+        cells[""] = f"{ARMS[arm][0]} (`{arm}`)" if arm in ARMS else f"`{arm}`"
+        cells["runs"] = row["runs"] if of_all else f"{row['runs']}/{row['runs_expected']:.0f}"
+        if known:
+            cells["solved at the end"] = "" if of_all else f"{row['solved_at_end']:.0f}"
+            cells["steps to 95 %: median [quartiles]"] = "" if of_all else interval_text(row, "steps_to_95")
+        for name, what in {"final_return": "final return", "mean_return": "return over training"}.items():
+            cells[f"{what}, IQM [95 % CI]"] = interval_text(row, name)
+            cells[f"{what}: P(> {'PPO' if known else '`delayed`'})"] = interval_text(row, f"{name}_better")
+            cells[f"{what}: gap closed"] = interval_text(row, f"{name}_closed")
+        cells["learned reward used"] = f"{row['used']:.0f}/{row['runs']}" if row.get("used", -1) >= 0 else ""
+        rows.append(cells)
+    shown = [name for name in rows[0] if name == "" or any(row[name] != "" for row in rows)]
+    for (length, arm), number in left_out.groupby(["length", "arm"]).size().items():
+        said = [*said, f"`{arm}`, L = {length}: {number} left out, for the reasons in `left_out.csv`."]
+    text = markdown([shown, *([row[name] for name in shown] for row in rows)]) + "".join(f"\n{x}\n" for x in said)
+    return {"table.csv": table, "table.md": text}
 
 
-def performance_profile(scores, thresholds):
-    """scores [runs, tasks] -> share of runs above each threshold, mean over tasks (rliable's run-score distribution)"""
-    return (scores[..., None] > thresholds).mean((0, 1))
+def plot(title, xlabel, ylabel, lines, **look):
+    """A figure of lines with bands, {arm: (x, [y, low, high])}; arms without a name of their own differ as well"""
+    import matplotlib.pyplot as plt
 
-
-def aggregate(scores):
-    """{kind: {algorithm: scores}} -> table over all lengths: IQM, median, optimality gap, and comparisons with PPO"""
-
-    def statistics(x):  # [runs, lengths] -> [3]
-        return np.array([iqm(x.ravel()), metrics.aggregate_median(x), metrics.aggregate_optimality_gap(x)])
-
-    rows = []
-    for kind, matrices in scores.items():
-        for algorithm, matrix in matrices.items():
-            for name, values in zip(["IQM", "median", "optimality gap"], bootstrap(statistics, matrix).T, strict=True):
-                rows.append((kind, name, algorithm, len(matrix), *values.round(4)))
-        ppo = next((matrices[name] for name in ("ppo_vanilla", "ppo") if name in matrices), None)
-        for algorithm, matrix in matrices.items():
-            if ppo is not None and matrix is not ppo:
-                values = bootstrap(probability_of_improvement, matrix, ppo)[:, 0]
-                rows.append((kind, "P(better than PPO)", algorithm, min(len(matrix), len(ppo)), *values.round(4)))
-        for algorithm in matrices if {"ppo", "oracle"} <= matrices.keys() else []:
-            if kind != "final return" and algorithm not in ("ppo", "oracle"):  # both may end at the optimum
-                trio = [matrices[name][..., None] for name in (algorithm, "ppo", "oracle")]
-                values = bootstrap(gap_closed, *trio)[:, 0]
-                rows.append((kind, "gap closed", algorithm, min(map(len, trio)), *values.round(4)))
-    return pd.DataFrame(rows, columns=["score", "statistic", "algorithm", "seeds", "estimate", "low", "high"])
-
-
-# Tables
-
-
-def markdown(header, rows):
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
-
-
-def interval_text(estimate, low, high, digits=2):
-    if np.isnan(low):
-        return f"{estimate:.{digits}f} [no interval of one run]"
-    return f"{estimate:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def steps_text(steps):
-    return f"{steps:,.0f}" if np.isfinite(steps) else "never"
-
-
-def summary_markdown(summary, left_out, published):
-    header = ["L", "", "runs", "solved at the end", "final return, IQM [95 % CI]", "solved ever"]
-    header += ["steps to 95 % success: median [quartiles], last"]
-    rows = []
-    for row in summary.itertuples():
-        steps = [steps_text(getattr(row, f"steps_to_95_{q}")) for q in ("median", "q1", "q3", "max")]
-        interval = interval_text(row.final_return_iqm, row.final_return_low, row.final_return_high)
-        rows.append([row.chain_length, f"`{row.algorithm}`", f"{row.runs}/{row.runs_expected}", row.solved_at_end])
-        rows[-1] += [interval, row.solved_ever, "{} [{}, {}], {}".format(*steps)]
-        if published:
-            numbers = zip(["ppo_vanilla", "ppo_metairn"], published.get(row.chain_length, ()), strict=False)
-            rows[-1].insert(5, dict(numbers).get(row.algorithm, ""))
-    if published:
-        header.insert(5, "published")
-    return markdown(header, rows) + left_out_text(left_out)
-
-
-def left_out_text(left_out):
-    lost = left_out.groupby(["chain_length", "algorithm"]).size().items()
-    lost = "; ".join(f"{number} of `{name}`" + f" at L = {length}" * (length > 0) for (length, name), number in lost)
-    return f"\nRuns left out, for the reasons in `left_out.csv`: {lost}.\n" if lost else ""
-
-
-def returns_markdown(summary, left_out):
-    table, text = summary.set_index("algorithm"), ""
-    columns = {"": [f"`{a}`" for a in table.index]}
-    columns["runs"] = [f"{n}/{expected}" for n, expected in table[["runs", "runs_expected"]].to_numpy()]
-    for name in RETURNS:
-        label, points = name.replace("_", " "), table.filter(regex=f"{name}_(iqm|low|high)")
-        columns[f"{label}, IQM [95 % CI]"] = [interval_text(*row) for row in points.to_numpy()]
-        compared = {}
-        if {"delayed", "dense"} <= set(table.index):
-            if points.loc["dense"].iloc[1] > points.loc["delayed"].iloc[2]:
-                compared[f"gap closed, {label}"] = table.filter(like=f"{name}_share")
-            else:
-                text += f"\nThe gap in the {label} is not resolved: `dense`'s interval is not above `delayed`'s.\n"
-        if "delayed" in table.index:
-            compared[f"P(> `delayed`), {label}"] = table.filter(like=f"{name}_better")
-        for header, cells in compared.items():
-            columns[header] = [interval_text(*cell) if np.isfinite(cell[0]) else "" for cell in cells.to_numpy()]
-    return markdown(list(columns), zip(*columns.values(), strict=True)) + text + left_out_text(left_out)
-
-
-def steps_markdown(runs, algorithms):
-    """Table by run -> steps to 95 % success: a row for each length, a column for each algorithm"""
-    cells = {}
-    for cell, steps in runs.groupby(["chain_length", "algorithm"])["steps_to_95"]:
-        q1, median, q3 = map(steps_text, quartiles(steps))
-        cells[cell] = f"{median} [{q1}, {q3}], {np.isfinite(steps).sum()}/{len(steps)}"
-    lengths = sorted(runs["chain_length"].unique())
-    rows = [[length, *(cells.get((length, a), "") for a in algorithms)] for length in lengths]
-    text = "\nSteps to 95 % success: median [quartiles], runs that get there/runs.\n"
-    return markdown(["L", *(f"`{a}`" for a in algorithms)], rows) + text
-
-
-def aggregate_markdown(table, scores, algorithms):
-    rows = []
-    for (score, statistic), group in table.groupby(["score", "statistic"], sort=False):
-        cells = {row.algorithm: interval_text(row.estimate, row.low, row.high, 3) for row in group.itertuples()}
-        rows.append([score, statistic, *(cells.get(a, "") for a in algorithms)])
-    seeds = {a: len(scores["final return"].get(a, [])) for a in algorithms}
-    return markdown(["score / optimum", "", *(f"`{a}`, {n} seeds at every length" for a, n in seeds.items())], rows)
-
-
-def wall_clock_markdown(clock, algorithms):
-    rows = []
-    for length, algorithm in itertools.product(sorted(clock["chain_length"].unique()), algorithms):
-        runs = clock[(clock["chain_length"] == length) & (clock["algorithm"] == algorithm)]
-        if len(runs):
-            sps, seconds = runs[["sps", "seconds"]].median()
-            rows.append([length, f"`{algorithm}`", len(runs), f"{sps:,.0f}", f"{seconds / 60:.2f}"])
-    table = markdown(["L", "", "runs", "steps/s, median", "minutes per run, median"], rows)
-    return table + f"\n{clock['seconds'].sum() / 60:.1f} minutes of training in all {len(clock)} runs.\n"
-
-
-# Figures
-
-
-def assign_styles(algorithms):
-    """{algorithm: colour, marker and line}; the two scripts come first and keep theirs, whichever is there"""
-    order = ["ppo_vanilla", "ppo_metairn", *sorted(set(algorithms) - {"ppo_vanilla", "ppo_metairn"})]
-    cycles = {"color": COLORS, "marker": MARKERS, "linestyle": LINES}
-    styles = {a: {name: cycle[i % len(cycle)] for name, cycle in cycles.items()} for i, a in enumerate(order)}
-    for script in order[:2]:
-        styles[script]["linestyle"] = "-"
-    return {a: style for a, style in styles.items() if a in algorithms}
-
-
-def dodge(i, styles, widest):
-    """Offset in x of the i-th algorithm, so that bars stand side by side: `widest` apart, or within 0.7 in all"""
-    return min(widest, 0.7 / len(styles)) * (i - (len(styles) - 1) / 2)
-
-
-def add_legend(figure, handles, labels, columns):
-    """Above the figure, which grows by its rows"""
-    width, height = figure.get_size_inches()
-    figure.set_size_inches(width, height + 0.2 * max(0, -(-len(labels) // columns) - 2))
-    figure.legend(handles, labels, loc="outside upper center", ncols=columns)
-
-
-def plot_learning(learning, counts, styles, published):
-    """Return and success against steps, a column for each length; {(length, algorithm): curves}"""
-    lengths = sorted({length for length, _ in learning})
-    size = max(6.5, 1.2 + 1.8 * len(lengths)), 4.6  # room for the legend
-    figure, axes = plt.subplots(2, len(lengths), figsize=size, sharex="col", sharey="row", squeeze=False)
-    for (length, algorithm), (steps, *scores) in learning.items():
-        column = axes[:, lengths.index(length)]
-        wide = algorithm == "ppo_vanilla"  # where two curves coincide, both are seen
-        for axis, (estimate, low, high) in zip(column, scores, strict=True):
-            color, line = styles[algorithm]["color"], styles[algorithm]["linestyle"]
-            axis.plot(steps / 1000, estimate, line, color=color, linewidth=4 if wide else 1.5, label=algorithm)
-            axis.fill_between(
-                steps / 1000, low, high, color=color, alpha=0.25 if len(styles) < 4 else 0.08, linewidth=0
-            )
-        if len(styles) > 3:  # the texts would cover the curves; the tables have these numbers too
-            continue
-        position = list(styles).index(algorithm)
-        text = "{} of {} runs".format(*counts[length, algorithm])
-        column[1].text(0.97, 0.05 + 0.1 * position, text, color=color, ha="right", transform=column[1].transAxes)
-    for length, (top, bottom) in zip(lengths, axes.T, strict=True):
-        if length in published:
-            top.axhline(published[length][0], color="0.35", linestyle=":", label="published PPO after 100k steps")
-            top.axhline(published[length][1], color="0.35", linestyle="--", label="published MetaIRN after 100k steps")
-        top.set_title(f"L = {length}", fontsize=10)
-        bottom.set_xscale("symlog", linthresh=1)
-        bottom.xaxis.set_major_formatter("{x:.0f}")
-        bottom.set(xlim=(0, None), ylim=(-0.05, 1.05))
-    for axis in axes.flat:
-        axis.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("evaluation return")
-    axes[1, 0].set_ylabel("evaluation success rate")
-    figure.supxlabel("environment steps [thousands; the scale is logarithmic above 1]", fontsize=10)
-    legend = {label: line for axis in axes[0] for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    add_legend(figure, legend.values(), legend.keys(), 2 if len(styles) < 4 else max(3, len(lengths)))
-    return figure
-
-
-def plot_returns(learning, counts, styles, env_id):
-    figure, axis = plt.subplots(figsize=(6.5, 4))
-    for (length, algorithm), (steps, (estimate, low, high)) in learning.items():
-        color, line = styles[algorithm]["color"], styles[algorithm]["linestyle"]
-        label = "{} ({} of {} runs)".format(algorithm, *counts[length, algorithm])
-        axis.plot(steps / 1000, estimate, line, color=color, label=label)
-        axis.fill_between(steps / 1000, low, high, color=color, alpha=0.15, linewidth=0)
-    axis.set(title=env_id, xlabel="environment steps [thousands]", ylabel="evaluation return (IQM, 95 % CI)")
+    plt.switch_backend("Agg")
+    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    for arm, (x, (y, low, high)) in lines.items():
+        i = [*(a for a in lines if a not in ARMS), arm].index(arm)
+        other = arm, [SKY, ORANGE, GREEN, PINK, GREY][i % 5], "ov^sD<>"[i % 7], ["-", "--", ":"][i % 3]
+        name, color, marker, line = ARMS.get(arm, other)
+        axis.fill_between(x, low, high, color=color, alpha=0.1, linewidth=0)
+        width = 1.5 if axis.lines else 4  # where two lines coincide, both are seen
+        axis.plot(x, y, color=color, marker=marker, linestyle=line, linewidth=width, label=name, **look)
+    handles = sorted(axis.lines, key=lambda line: -line.get_ydata()[-1])  # in the order in which they end
+    figure.legend(handles=handles, loc="outside right center", frameon=False)
+    axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
     axis.grid(alpha=0.3)
-    add_legend(figure, *axis.get_legend_handles_labels(), 2)
-    return figure
+    return figure, axis
 
 
-def plot_steps_to_95(runs, styles, budget, credit_map):
-    """Steps to 95 % success against length: medians and quartiles of `runs`; beside it the maps of `credit_map`
-
-    What never gets there, within the `budget` of its steps, is an open marker at the top edge. Lengths that less than
-    half of the arms have (a teacher's own) are left out, unless all are such.
-    """
-    arms = runs.groupby("chain_length")["algorithm"].transform("nunique")
-    if (2 * arms >= len(styles)).any():
-        runs = runs[2 * arms >= len(styles)]
-        styles = {algorithm: style for algorithm, style in styles.items() if (runs["algorithm"] == algorithm).any()}
-    maps = list(credit_map.groupby(["chain_length", "algorithm"])) if len(credit_map) else []
-    ratios = [1.7, *[1] * len(maps)]
-    figure, axes = plt.subplots(
-        1, 1 + len(maps), figsize=(6.5 + 3 * len(maps), 4.2), width_ratios=ratios, squeeze=False
-    )
-    axis, *others = axes[0]
-    lengths = np.sort(runs["chain_length"].unique())
-    room = np.log(lengths[1:] / lengths[:-1]).min(initial=np.log(2))  # between two lengths
-    top, low = 1.8 * budget, np.inf
-    axis.set(xscale="log", yscale="log", autoscaley_on=False)
-    axis.set(xlim=(lengths[0] * np.exp(-0.6 * room), lengths[-1] * np.exp(0.6 * room)))
-    for i, (algorithm, style) in enumerate(styles.items()):
-        groups = runs[runs["algorithm"] == algorithm].groupby("chain_length")["steps_to_95"]
-        points = np.stack([quartiles(steps) for _, steps in groups])  # [lengths, 3]
-        x, never = np.array([*groups.groups]) * np.exp(room * dodge(i, styles, 0.15)), np.isinf(points[:, 1])
-        q1, median, q3 = np.where(np.isinf(points), top, np.maximum(points, 1)).T
-        low = min(low, q1.min())
-        bars = [median - q1, q3 - median]
-        axis.errorbar(x, median, bars, linewidth=1.3, elinewidth=1, capsize=2, label=algorithm, **style)
-        axis.plot(x[never], median[never], **style | {"linestyle": "", "markerfacecolor": "white", "zorder": 3})
-    axis.set_ylim(low / 1.4, top * 1.25)
-    axis.axhline(budget, color="0.6", linewidth=0.8, zorder=0)
-    axis.text(1.005 * axis.get_xlim()[0], budget, "largest budget", color="0.4", fontsize=8, va="bottom")
-    axis.set(xlabel="episode length L [steps]", ylabel="environment steps to 95 % success\n(median, quartiles)")
-    axis.set_xticks(lengths, lengths)
-    axis.set_xticks([], minor=True)
-    axis.set_yticks([tick for tick in axis.get_yticks() if low / 1.4 <= tick <= budget])  # above, there is "never"
+def plot_steps_to_95(runs):
+    """Medians and quartiles against length; what never gets there is an open marker at the top edge"""
+    top, lines = 2 * (runs["steps_to_95"].replace(np.inf, 0).max() or 1_000), {}
+    for arm in in_order(runs["arm"].unique()):
+        groups = runs[runs["arm"] == arm].groupby("length")["steps_to_95"]
+        q1, median, q3 = np.stack([quartiles(steps) for _, steps in groups]).clip(1, top).T
+        lines[arm] = np.array([*groups.groups]), (median, q1, q3)
+    figure, axis = plot("Steps to 95 % success: median, quartiles", "episode length L", "environment steps", lines)
+    for line in [*axis.lines]:
+        x, y = line.get_data()
+        axis.plot(x[y == top], y[y == top], line.get_marker(), color=line.get_color(), markerfacecolor="white")
+    axis.set(xscale="log", yscale="log")
+    axis.set_xticks(*[sorted(runs["length"].unique())] * 2)
+    ticks = np.outer(10.0 ** np.arange(8), [1, 2, 5]).ravel()
+    axis.set_yticks(ticks[(ticks >= axis.get_ylim()[0]) & (ticks < top / 1.2)])
+    axis.minorticks_off()
+    axis.yaxis.set_major_formatter("{x:,.0f}")
     axis.text(-0.01, top, "never", transform=axis.get_yaxis_transform(), ha="right", va="center")
-    axis.grid(alpha=0.3)
-    norm = LogNorm(vmin=0.1 / max([1, *(length for (length, _), _ in maps)]), vmax=1)
-    for axis, ((length, algorithm), rows) in zip(others, maps, strict=True):
-        table = rows.pivot(index="destination", columns="source", values="weight")
-        extent = 0.5, length + 0.5, length + 0.5, 0.5
-        image = axis.imshow(table.clip(lower=norm.vmin), norm=norm, extent=extent, interpolation="nearest")
-        axis.set_title(f"credit at L = {length}\n{algorithm}, seed {rows['seed'].iloc[0]}", fontsize=10)
-        axis.set(xlabel="source: step of the reward", ylabel="destination: step that is paid")
-    if others:
-        figure.colorbar(image, ax=others, label="weight", extend="min", shrink=0.6)
-    add_legend(figure, *axes[0, 0].get_legend_handles_labels(), 3 if not others else 5)
     return figure
 
 
-def plot_final_return(summary, styles, published, optimum):
-    figure, axis = plt.subplots(figsize=(6.5, 3.8))
-    lengths = sorted(summary["chain_length"].unique())
-    for i, (algorithm, style) in enumerate(styles.items()):
-        rows = summary[summary["algorithm"] == algorithm]
-        x = [lengths.index(length) + dodge(i, styles, 0.16) for length in rows["chain_length"]]
-        y = rows["final_return_iqm"]
-        bars = np.abs(rows[["final_return_low", "final_return_high"]].to_numpy().T - y.to_numpy())
-        label = f"{algorithm} ({rows['runs'].sum()} of {rows['runs_expected'].sum()} runs)"
-        axis.errorbar(x, y, bars, capsize=3, label=label, **style | {"linestyle": ""})
-    for i, name in enumerate(["PPO", "MetaIRN"] if published else []):
-        shown = [length for length in lengths if length in published]
-        x, y = [lengths.index(length) for length in shown], [published[length][i] for length in shown]
-        axis.plot(x, y, color="0.35", linestyle=[":", "--"][i], marker=".", label=f"published {name}, 10 runs each")
-    axis.axhline(optimum, color="0.7", linewidth=1, zorder=0)
-    axis.text(-0.47, 1.01 * optimum, "optimum", color="0.4", va="bottom", fontsize=8)
-    axis.set(
-        xlabel="episode length L [steps]",
-        ylabel="final evaluation return (IQM, 95 % CI)",
-        xlim=(-0.5, len(lengths) - 0.5),
-    )
-    axis.set_xticks(range(len(lengths)), lengths)
-    axis.set_ylim(
-        min(-0.1 * optimum, 1.1 * summary[["final_return_iqm", "final_return_low"]].min().min()), 1.15 * optimum
-    )
-    axis.grid(alpha=0.3, axis="y")
-    add_legend(figure, *axis.get_legend_handles_labels(), 2)
-    return figure
+def plot_learning(evaluations, env_id):
+    """IQM over runs of success or return, and its interval, against steps"""
+    known, lines = env_id.startswith(UMBRELLA), {}
+    for arm in in_order(set(evaluations["arm"])):
+        runs = evaluations[evaluations["arm"] == arm]
+        table = runs.pivot(index="global_step", columns="seed", values="eval_success" if known else "eval_return")
+        if table.isna().any(axis=None):
+            fail(f"runs of {arm} were evaluated at different steps: plot them apart")
+        x = table.to_numpy().T  # [runs, E]
+        samples = iqm(x[draw(arm, CURVE_RESAMPLES, len(x)).T])  # [B, E] of [runs, B, E]
+        lines[arm] = table.index / 1000, (iqm(x), *np.quantile(samples, [0.025, 0.975], axis=0))
+    labels = "environment steps [thousands]", f"{'success rate' if known else 'return'} (IQM, 95 % CI)"
+    return plot(env_id.removeprefix(UMBRELLA), *labels, lines, markersize=4, markevery=0.12)[0]
 
 
-def plot_aggregate(table, scores, styles):
-    """Intervals of all statistics and a performance profile; a row for each kind of score"""
-    names = ["IQM", "median", "optimality gap", "P(better than PPO)"]
-    ratios = [1, 1, 1, 1, 1.6]
-    size = 10, max(2.1, 0.25 * len(styles)) * len(scores)
-    figure, axes = plt.subplots(len(scores), 5, figsize=size, width_ratios=ratios, squeeze=False)
-    for row, (kind, matrices) in zip(axes, scores.items(), strict=True):
-        for axis, name in zip(row, names, strict=False):
-            found = table[(table["score"] == kind) & (table["statistic"] == name)]
-            for y, (_, line) in enumerate(found[::-1].iterrows()):
-                bars = np.abs([[line["estimate"] - line["low"]], [line["high"] - line["estimate"]]])
-                axis.errorbar(line["estimate"], y, xerr=bars, capsize=3, **styles[line["algorithm"]])
-            axis.set(title=name, ylim=(-0.6, max(1, len(found)) - 0.4), yticks=[])
-            axis.locator_params(axis="x", nbins=2)
-            axis.margins(x=0.2)
-            axis.grid(alpha=0.3, axis="x")
-        row[3].axvline(0.5, color="0.6", linewidth=1)
-        row[3].set_xlim(-0.02, 1.02)
-        row[0].set_ylabel(kind.replace(" over", "\nover"))
-        lowest = min([0.95, *(matrix.min() for matrix in matrices.values())])
-        thresholds = np.linspace(lowest - 0.05, 1.05, 101)
-        for algorithm, matrix in matrices.items():
-            profile, low, high = bootstrap(functools.partial(performance_profile, thresholds=thresholds), matrix)
-            color, line = styles[algorithm]["color"], styles[algorithm]["linestyle"]
-            row[4].plot(thresholds, profile, line, color=color, linewidth=4 if algorithm == "ppo_vanilla" else 1.5)
-            row[4].fill_between(thresholds, low, high, color=color, alpha=0.25, linewidth=0)
-        row[4].set(title="share of runs above the score", ylim=(-0.05, 1.05))
-        row[4].grid(alpha=0.3)
-    for axis in axes[-1]:
-        axis.set_xlabel("score / optimum")
-    axes[-1, 3].set_xlabel("probability")
-    for algorithm, style in styles.items():
-        seeds, lengths = scores["final return"][algorithm].shape if algorithm in scores["final return"] else (0, 0)
-        axes[0, 0].plot([], [], **style, label=f"{algorithm} ({seeds} seeds x {lengths} lengths)")
-    add_legend(figure, *axes[0, 0].get_legend_handles_labels(), min(3, len(styles)))
-    return figure
+def row_of(path, **where):
+    """The one row of a CSV file in results/ in which these columns have these values"""
+    table = pd.read_csv(ROOT / "results" / path)
+    table = table[(table[[*where]].astype(str) == [*map(str, where.values())]).all(axis=1)]
+    assert len(table) == 1, f"{path}: {len(table)} rows with {where}"
+    return table.iloc[0]
 
 
-def mean_over_seeds(credit, column):
-    """credit rows -> table [time, global_step]"""
-    return credit.pivot_table(index="time", columns="global_step", values=column, aggfunc="mean")
+def study(folder):
+    """Where and for how long a study ran, in a line"""
+    table = pd.read_csv(ROOT / "results" / folder / "invocations.csv", dtype=str)
+    commits = ", ".join(table["commit"].str.removesuffix("-dirty").unique())
+    packages = [x for x in ("cpu", "torch", "numpy", "gymnasium", "mujoco") if x in table and table[x].notna().any()]
+    used = [f"{x} {' or '.join(table[x].dropna().unique())}".removeprefix("cpu ") for x in packages]
+    hours, workers = table["seconds"].astype(float).sum() / 3600, " or ".join(sorted(table["workers"].unique()))
+    return f"Commits {commits}; {'; '.join(used)}; {workers} runs at a time, {hours:.1f} hours in all."
 
 
-def heat_map(axis, table, **kwargs):
-    steps, times = table.columns.to_numpy() / 1000, table.index.to_numpy() + 1
-    if len(steps) == 1:  # the width of a single column has to be made up
-        steps, table = np.array([0, steps[0]]), table.iloc[:, [0, 0]]
-    mesh = axis.pcolormesh(steps, times, table.to_numpy(), shading="nearest", rasterized=True, **kwargs)
-    axis.set_xlabel("environment steps [thousands]")
-    return mesh
+def render():
+    """{path: text} of the pages: templates/NAME.md is results/NAME.md, unless NAME begins with _; parts of README.md"""
+    import jinja2
 
-
-def plot_credit_attention(credit, length, seed):
-    """The paper's figure 2: what an episode's first step attends to, against training, beside the optimal attention"""
-    one = mean_over_seeds(credit[credit["seed"] == seed], "first_step_attention")
-    mean = mean_over_seeds(credit, "first_step_attention")
-    optimal = mean * 0
-    optimal.loc[optimal.index.max()] = 1
-    seeds = credit["seed"].nunique()
-    panels = {f"seed {seed}": one, f"mean of {seeds} seeds": mean, "optimal: all on the step that pays": optimal}
-    figure, axes = plt.subplots(1, 3, figsize=(10, 3.4), sharey=True)
-    norm = LogNorm(vmin=0.1 / length, vmax=1)
-    for axis, (title, table) in zip(axes, panels.items(), strict=True):
-        mesh = heat_map(axis, table.clip(lower=norm.vmin), norm=norm, cmap="viridis")
-        axis.set_title(title, fontsize=10)
-    axes[0].set_ylabel("attended step of the episode")
-    bar = figure.colorbar(mesh, ax=axes, label="attention of the first step", extend="min")
-    bar.ax.axhline(1 / length, color="white", linewidth=2)
-    bar.ax.text(-0.4, 1 / length, f"1/{length}: uniform", rotation=90, ha="right", va="center", fontsize=8)
-    figure.suptitle(f"Attention behind the first step's intrinsic reward, L = {length}", fontsize=11)
-    return figure
-
-
-def plot_credit_reward(credit, length, seed):
-    """Mean intrinsic reward of every step of the episode, in units of reward times reward_scale"""
-    panels = {f"seed {seed}": credit[credit["seed"] == seed], f"mean of {credit['seed'].nunique()} seeds": credit}
-    panels = {title: mean_over_seeds(rows, "r_in_mean") for title, rows in panels.items()}
-    figure, axes = plt.subplots(1, 3, figsize=(10, 3.4))
-    limit = max(np.abs(table.to_numpy()).max() for table in panels.values()) or 1
-    for axis, (title, table) in zip(axes, panels.items(), strict=False):
-        mesh = heat_map(axis, table, vmin=-limit, vmax=limit, cmap="PuOr")
-        axis.set_title(title, fontsize=10)
-        axis.set_ylabel("step of the episode")
-    figure.colorbar(mesh, ax=axes[:2], label="intrinsic reward [scaled reward]")
-    last = credit[credit["global_step"] == credit["global_step"].max()]
-    for _, run in last.groupby("seed"):
-        axes[2].plot(run["time"] + 1, run["r_in_mean"], color="0.7", linewidth=1)
-    mean = last.groupby("time")["r_in_mean"].mean()
-    axes[2].plot(mean.index + 1, mean, color=COLORS[1], linewidth=2.5)
-    axes[2].axhline(0, color="black", linewidth=0.8)
-    axes[2].set_title("at the end: all seeds, mean", fontsize=10)
-    axes[2].set(xlabel="step of the episode", ylabel="intrinsic reward [scaled reward]")
-    axes[2].grid(alpha=0.3)
-    figure.suptitle(f"Profile of the intrinsic reward over the episode, L = {length}", fontsize=11)
-    return figure
-
-
-def plot_wall_clock(clock, styles, published):
-    """Steps per second and minutes of every run (dots), and their medians (lines)"""
-    lengths = sorted(clock["chain_length"].unique())
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4))
-    for axis, column, unit in zip(axes, ["sps", "seconds"], [1, 60], strict=True):
-        for i, (algorithm, style) in enumerate(styles.items()):
-            runs = clock[clock["algorithm"] == algorithm]
-            x = runs["chain_length"].map(lengths.index) + dodge(i, styles, 0.2)
-            axis.plot(x, runs[column] / unit, markersize=4, alpha=0.5, **style | {"linestyle": ""})
-            median = runs.groupby("chain_length")[column].median() / unit
-            axis.plot(sorted(set(x)), median, label=f"{algorithm}, median of {len(runs)} runs", **style)
-        axis.set(xlabel="episode length L [steps]" * any(lengths), xticks=range(len(lengths)))
-        axis.set_xticklabels([length or "" for length in lengths])
-        axis.grid(alpha=0.3, axis="y")
-    for i, name in enumerate(["PPO", "MetaIRN"] if published else []):
-        label = f"published {name}, other hardware"
-        axes[1].axhline(PUBLISHED_MINUTES[i], color="0.35", linestyle=[":", "--"][i], label=label)
-    axes[0].set(ylabel="environment steps / s", ylim=(0, None))
-    axes[1].set(ylabel="minutes per run", yscale="log")
-    axes[1].yaxis.set_major_formatter("{x:g}")
-    axes[1].yaxis.set_minor_formatter("")
-    add_legend(figure, *axes[1].get_legend_handles_labels(), 2)
-    return figure
-
-
-def load(out):
-    """The tables of `out` (evaluations, credit, credit_map, wall_clock, left_out) and the settings
-
-    The two of credit are empty where there is no such file.
-    """
-    names = ["evaluations.csv.gz", "credit.csv.gz", "credit_map.csv.gz", "wall_clock.csv", "left_out.csv"]
-    try:
-        tables = [
-            pd.read_csv(out / name, float_precision="round_trip")
-            if (out / name).exists() or not name.startswith("credit")
-            else pd.DataFrame(columns=RUN)
-            for name in names
-        ]
-        return *tables, json.loads((out / "settings.json").read_text())
-    except (OSError, ValueError) as error:
-        fail(f"{out} does not hold what an earlier call collected ({error}); collect runs with --runs RUNS_DIR")
+    results, options = ROOT / "results", {"undefined": jinja2.StrictUndefined, "keep_trailing_newline": True}
+    templates = jinja2.Environment(loader=jinja2.FileSystemLoader(results / "templates"), **options)
+    templates.filters |= {"steps": fixed, "fixed": fixed}
+    templates.globals |= {"cell": lambda path, column, **where: row_of(path, **where)[column], "study": study}
+    templates.globals |= {"interval": lambda path, name, **where: interval_text(row_of(path, **where), name)}
+    templates.globals |= {"table": lambda x: (results / x / "table.md").read_text().rstrip("\n")}
+    templates.globals |= {"answers": lambda: templates.get_template("_answers.md").render().rstrip("\n")}
+    texts = {name: templates.get_template(name).render() for name in templates.list_templates(["md"])}
+    mark = re.compile(r"(<!-- results/templates/(\S+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
+    readme = mark.sub(lambda x: f"{x[1]}{texts[x[2]].rstrip()}\n{x[3]}", (ROOT / "README.md").read_text())
+    return {results / name: text for name, text in texts.items() if name[0] != "_"} | {ROOT / "README.md": readme}
 
 
 def main(args):
-    out = Path(args.out)
-    if args.runs is not None:
-        tables, settings = collect(args.runs, args.credit_algorithm, args.credit_map)
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            fail(f"--out {out} cannot be made: {error.strerror}")
-        for name, table in tables.items():
-            if table.columns.empty:
-                (out / name).unlink(missing_ok=True)
-            else:
-                write_table(out / name, table)
-        write_atomically(out / "settings.json", lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
-    elif args.credit_algorithm or args.credit_map:
-        fail("--credit-algorithm and --credit-map say what to collect: they need --runs RUNS_DIR")
-    evaluations, credit, credit_map, clock, left_out, settings = load(out)
-    env_id = next(iter(settings.values()))["env_id"]
-    measured = (s.get(name, False) == value for s in settings.values() for name, value in PUBLISHED_SETTING.items())
-    published = PUBLISHED if all(measured) else {}
-    length = args.credit_length if args.credit_length is not None else credit["chain_length"].max()
-    credit = credit[credit["chain_length"] == length]
-    seed = args.credit_seed if args.credit_seed is not None else credit["seed"].min()
-    if (args.credit_length, args.credit_seed) != (None, None) and not (credit["seed"] == seed).any():
-        fail(f"--credit-length {length}, --credit-seed {seed}: no finished run with an intrinsic reward has these")
-
-    # Statistics
-    styles = assign_styles(evaluations["algorithm"].unique())
-    cells = itertools.product(sorted(evaluations["chain_length"].unique()), styles)
-    groups = {cell: evaluations[(evaluations[["chain_length", "algorithm"]] == cell).all(axis=1)] for cell in cells}
-    groups = {cell: runs for cell, runs in groups.items() if len(runs)}
-    learning = {cell: curves(runs, measured_by(env_id)) for cell, runs in groups.items()}
-    lost = left_out.groupby(["chain_length", "algorithm"]).size()
-    counts = {
-        cell: (runs["seed"].nunique(), runs["seed"].nunique() + lost.get(cell, 0)) for cell, runs in groups.items()
-    }
-    if env_id not in OPTIMUM:
-        measured = measure_returns(evaluations)
-        summary = summarize_returns(measured, styles, counts)
-        texts = {"summary.csv": summary.to_csv(index=False), "summary.md": returns_markdown(summary, left_out)}
-        draw = {
-            "learning": lambda: plot_returns(learning, counts, styles, env_id),
-            "wall_clock": lambda: plot_wall_clock(clock, styles, {}),
-        }
-        return write_outputs(out, args, measured, texts, draw)
-    optimum = OPTIMUM[env_id]
-    measured = measure_runs(groups)
-    summary = summarize(groups, learning, counts)
-    scores = score_matrices(evaluations, styles, optimum)
-    overall = aggregate(scores)
-
-    # Tables and figures
-    texts = {
-        "summary.csv": summary.to_csv(index=False),
-        "summary.md": summary_markdown(summary, left_out, published),
-        "steps_to_95.md": steps_markdown(measured, styles),
-        "aggregate.csv": overall.to_csv(index=False),
-        "aggregate.md": aggregate_markdown(overall, scores, styles),
-        "wall_clock.md": wall_clock_markdown(clock, styles),
-    }
-    draw = {
-        "learning": lambda: plot_learning(learning, counts, styles, published),
-        "steps_to_95": lambda: plot_steps_to_95(measured, styles, evaluations["global_step"].max(), credit_map),
-        "final_return": lambda: plot_final_return(summary, styles, published, optimum),
-        "aggregate": lambda: plot_aggregate(overall, scores, styles),
-        "wall_clock": lambda: plot_wall_clock(clock, styles, published),
-        "credit_attention": lambda: plot_credit_attention(credit, length, seed),
-        "credit_reward": lambda: plot_credit_reward(credit, length, seed),
-    }
-    if credit.empty:
-        del draw["credit_attention"], draw["credit_reward"]
-    return write_outputs(out, args, measured, texts, draw)
-
-
-def write_outputs(out, args, measured, texts, draw):
-    """Tables, and those figures of `draw` that args ask for"""
-    write_table(out / "runs.csv", measured)
-    for name, text in texts.items():
-        write_atomically(out / name, lambda path, text=text: path.write_text(text))
-    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(args.format)  # the same bytes each time
-    for name in [name for name in args.figures if name in draw]:
-        figure = draw[name]()
-        save = functools.partial(figure.savefig, format=args.format, dpi=150, metadata=metadata)
-        write_atomically(out / f"{name}.{args.format}", save)
-        plt.close(figure)
-    shown = [texts[name] for name in ("summary.md", "aggregate.md", "wall_clock.md") if name in texts]
-    print(*shown, sep="\n", end="")
+    if bool(args.pages) == bool(args.out) or (args.pages and args.runs):
+        fail("give --out FOLDER, for CSV files, table and figure, with or without --runs; or --pages, and nothing else")
+    if args.runs:
+        store(args.runs, Path(args.out))
+    for path in sorted((ROOT / "results").rglob("settings.json")) if args.pages else [Path(args.out, "settings.json")]:
+        out = path.parent
+        evaluations, said, left_out, env_id = load(out)
+        texts = tables(evaluations, said, left_out, env_id)
+        for name, text in texts.items():
+            write(out / name, text)
+    if args.pages:
+        return [write(path, text) for path, text in render().items()]
+    shown = evaluations[evaluations["length"].isin(shared_lengths(evaluations))]
+    steps = env_id.startswith(UMBRELLA) and shown["length"].nunique() > 1
+    figure = plot_steps_to_95(measure_runs(shown, known=True)) if steps else plot_learning(shown, env_id)
+    figure.savefig(out / ("steps_to_95.png" if steps else "learning.png"), dpi=150)
+    return print(texts["table.md"], end="")
 
 
 if __name__ == "__main__":

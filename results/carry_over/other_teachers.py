@@ -1,7 +1,7 @@
 """The study's networks that no meta-gradient has made, each written as an irn.pt.
 
-    python results/carry_over/other_teachers.py oracle                   # results/{carry_over,bsuite}/oracle.pt
-    python results/carry_over/other_teachers.py supervised runs/carry_over      # OUT/supervised/{1 ... 20}.pt
+    python results/carry_over/other_teachers.py oracle               # results/{carry_over,umbrella/bsuite}/oracle.pt
+    python results/carry_over/other_teachers.py supervised runs/carry_over  # OUT/supervised/{1 ... 20}.pt
 
 oracle: set by hand. Every reward goes to its episode's first step.
 
@@ -32,7 +32,7 @@ def collect(seed, length=10):
     """One rollout of EPISODES whole episodes, one an environment, of the untrained policy: Batch [length, EPISODES]."""
     args = metairn.Args(seed=seed, chain_length=length, num_steps=length, hide_umbrella=True)
     torch.manual_seed(seed)
-    envs, _ = metairn.make_envs(args, EPISODES)
+    envs = metairn.make_envs(args, EPISODES)
     obs, _ = envs.reset(seed=metairn.random_seeds(args, "train"))
     actor = metairn.Actor(obs.shape[1], envs.single_action_space)
     return metairn.rollout(envs, actor, obs, args, CPU)[0], envs.single_action_space
@@ -74,7 +74,7 @@ def oracle(obs_dim):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "oracle":
-        for study, n_distractor in (("carry_over", 0), ("bsuite", 20)):
+        for study, n_distractor in (("carry_over", 0), ("umbrella/bsuite", 20)):
             write(oracle(3 + n_distractor), Path(__file__).parents[1] / study / "oracle.pt")
     else:
         for seed in map(int, sys.argv[3:] or range(1, 21)):
