@@ -6,15 +6,15 @@ objective after the inner step would be higher. The gradient of the outer step p
 advantages, clipped loss, gradient limit and Adam. The outer objective has a critic of its own, of the extrinsic reward.
 
 --irn mlp: a reward of one step's observation and action (Zheng et al. 2018).
---irn attention: a reward from self-attention over the whole episode. This is SAIR (Jiang et al. 2021) and MetaIRN as it
-was published (Link et al. 2025). The form of MetaIRN that was found to work is in ppo_metairn.py.
+--irn attention: a reward from self-attention over the whole episode. With --outer-batch same this is SAIR (Jiang et al.
+2021) and MetaIRN as it was published (Link et al. 2025). The form of MetaIRN that works is in ppo_metairn.py.
 
 Everything else is ppo_vanilla.py: `diff ppo_vanilla.py ppo_lirpg.py` shows the method and nothing else.
 
     python ppo_lirpg.py --env-id CartPole-v1 --reward-delay 500 --extrinsic-coef 0 --num-envs 8 --num-steps 256 \\
         --gamma 0.999 --gae-lambda 0.99 --learning-rate 7e-3 --update-epochs 10 --reward-scale 0.01 \\
         --meta-learning-rate 4e-4                     # CartPole paid at the end of the episode: about 30 seconds
-    python ppo_lirpg.py --irn attention               # MetaIRN as published
+    python ppo_lirpg.py --irn attention --outer-batch same             # MetaIRN as published
     python ppo_lirpg.py --resume runs/FOLDER          # continue a run that was stopped, with the same numbers
 
 References, besides those of ppo_vanilla.py:
