@@ -342,7 +342,7 @@ def inner_step(actor, theta, adam, obs, actions, logprobs, advantages, lr, args)
         advantages = normalize(advantages)
     new_logprobs, entropies = torch.func.functional_call(actor, unflatten(theta, actor), (obs, actions))
     loss, stats = policy_loss(new_logprobs, entropies, logprobs, advantages, args.clip_coef, args.ent_coef)
-    (grad,) = torch.autograd.grad(loss, theta, create_graph=advantages.requires_grad)
+    (grad,) = torch.autograd.grad(loss, theta, create_graph=True)
     theta, adam = adam_step(theta, clip_grad_norm(grad, args.max_grad_norm), adam, lr)
     return theta, adam, stats
 

@@ -1,43 +1,48 @@
 """The intrinsic reward network is alive, and an episode's intrinsic reward depends on that episode alone."""
 
-import importlib.util
+import itertools
 import json
 import math
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from torch.utils.tensorboard import SummaryWriter
 
-from ppo_metairn import (
-    Actor,
-    Args,
-    IntrinsicRewardNetwork,
-    Minibatch,
-    diagnose,
-    episodes_and_times,
-    load_irn,
-    make_envs,
-    rollout,
-)
+import ppo_lirpg
+import ppo_metairn
+from ppo_metairn import IntrinsicRewardNetwork, load_irn
 
+RESULTS = Path(__file__).parents[1] / "results"
 T, N = 12, 3
 DISCRETE, BOX = gym.spaces.Discrete(3), gym.spaces.Box(-1, 1, (2,))
 SPACES = pytest.mark.parametrize("space", [DISCRETE, BOX], ids=["discrete", "box"])
 EPISODIC = pytest.mark.parametrize("kind", ["redistribution", "kernel", "attention"])
+REDISTRIBUTES = pytest.mark.parametrize("kind", ["redistribution", "kernel"])
 
 
 def make_irn(space=DISCRETE, kind="redistribution"):
     """With a redistribution that is far from uniform"""
     torch.manual_seed(0)
+    if kind in ("mlp", "attention"):
+        return ppo_lirpg.IntrinsicRewardNetwork(4, space, kind, dim=8)
     irn = IntrinsicRewardNetwork(4, space, kind, dim=8)
     if kind == "redistribution":
         irn.query.weight.data *= 20
-    elif kind == "kernel":
+    else:
         irn.net[-1].weight.data *= 100
     return irn
+
+
+def reward_of(irn, *episodes):
+    """r_in [T, N]; a network of ppo_metairn.py returns its weights as well."""
+    output = irn(*episodes)
+    return output if torch.is_tensor(output) else output[0]
 
 
 def make_episodes(space=DISCRETE, lengths=(5, 7)):
@@ -50,9 +55,16 @@ def make_episodes(space=DISCRETE, lengths=(5, 7)):
     return obs, actions, rewards, dones
 
 
-def test_episodes_and_times():
+def ends_of(lengths):
+    """(first step, first step of the next) of each episode"""
+    ends = sorted({0, *np.cumsum(lengths).astype(int).tolist(), T})
+    return list(itertools.pairwise(ends))
+
+
+@pytest.mark.parametrize("script", [ppo_lirpg, ppo_metairn], ids=["lirpg", "metairn"])
+def test_episodes_and_times(script):
     dones = torch.tensor([[0, 1], [1, 0], [0, 0], [0, 1], [0, 1]]).float()
-    episode, time = episodes_and_times(dones)
+    episode, time = script.episodes_and_times(dones)
     assert episode.T.tolist() == [[0, 0, 1, 1, 1], [0, 1, 1, 1, 2]]
     assert time.T.tolist() == [[0, 1, 0, 1, 2], [0, 0, 1, 2, 0]]
 
@@ -64,21 +76,16 @@ def test_episodes_and_times():
 )
 def test_one_change_alters_every_step_of_its_episode_and_no_bit_of_any_other(space, kind, what):
     irn, episodes = make_irn(space, kind), make_episodes(space)
-    before, _ = irn(*episodes)
+    before = reward_of(irn, *episodes)
     assert before.std(0).min() > 0  # varies over each trajectory
     obs, actions, rewards, dones = (x.clone() for x in episodes)
-    t, n = 3, 1  # the first episode, steps 0 ... 4, of environment 1
-    if what == "obs":
-        obs[t, n] += 1
-    elif what == "action":
-        actions[t, n] = (actions[t, n] + 1) % 3 if space is DISCRETE else actions[t, n] + 1
+    if what == "action" and space is DISCRETE:
+        actions[3, 1] = (actions[3, 1] + 1) % 3
     else:
-        rewards[t, n] += 1
-    after, _ = irn(obs, actions, rewards, dones)
-    changed = before != after
-    assert changed[:5, n].all()  # earlier steps, the step itself and later ones
-    changed[:5, n] = False
-    assert not changed.any()
+        {"obs": obs, "action": actions, "reward": rewards}[what][3, 1] += 1
+    expected = torch.zeros(T, N, dtype=torch.bool)
+    expected[:5, 1] = True  # of the first episode of environment 1: earlier steps, the step itself and later ones
+    assert torch.equal(before != reward_of(irn, obs, actions, rewards, dones), expected)
 
 
 @EPISODIC
@@ -86,40 +93,42 @@ def test_an_episode_is_the_same_wherever_it_stands_in_the_rollout(kind):
     irn = make_irn(kind=kind)
     obs, actions, rewards, dones = make_episodes(lengths=(5, 7))
     swapped = [torch.cat([x[5:], x[:5]]) for x in (obs, actions, rewards, dones)]
-    r_in, _ = irn(obs, actions, rewards, dones)
-    moved, _ = irn(*swapped)
+    r_in, moved = reward_of(irn, obs, actions, rewards, dones), reward_of(irn, *swapped)
     torch.testing.assert_close(torch.cat([r_in[5:], r_in[:5]]), moved, rtol=0, atol=1e-6)
 
 
-@EPISODIC
-def test_weights_are_distributions_over_the_own_episode(kind):
-    """Of what a step attends to (attention), or of where a step's reward goes."""
-    *episode, dones = make_episodes()
-    r_in, weights = make_irn(kind=kind)(*episode, dones)
-    assert r_in.shape == (T, N)
-    assert weights.shape == (N, 1, T, T)
-    torch.testing.assert_close(weights.sum(-1 if kind == "attention" else -2), torch.ones(N, 1, T))
-    own = torch.block_diag(torch.ones(5, 5), torch.ones(7, 7)).bool()
-    assert (weights[..., own] > 0).all()
-    assert (weights[..., ~own] == 0).all()
+def test_attention_is_self_attention_within_each_episode():
+    """By torch's own, episode by episode, with a residual connection around it."""
+    irn, (obs, actions, rewards, dones) = make_irn(kind="attention"), make_episodes(lengths=(5,))
+    r_in = irn(obs, actions, rewards, dones)
+    for start, end in ends_of((5,)):
+        times = torch.arange(1.0, 1 + end - start).log().expand(N, -1).T
+        x = torch.cat([obs, torch.eye(3)[actions], rewards[..., None]], -1)[start:end]
+        x = irn.embed(torch.cat([x, times[..., None]], -1).transpose(0, 1)).tanh()
+        x = x + irn.out(torch.nn.functional.scaled_dot_product_attention(*irn.qkv(x).chunk(3, -1)))
+        torch.testing.assert_close(r_in[start:end], irn.head(x).squeeze(-1).T)
 
 
-@pytest.mark.parametrize("kind", ["redistribution", "kernel"])
+@REDISTRIBUTES
 @pytest.mark.parametrize("lengths", [(12,), (5, 7), (1, 4), (3, 3, 1), ()], ids=str)
 def test_redistribution_creates_no_reward(lengths, kind):
-    """Its reward sums to 0 in every episode, also in one that the rollout's end cuts or that has a single step; and it
-    is what the weights say: a step gets its share of every reward, and gives up its own."""
+    """Also in an episode that the rollout's end cuts, or of a single step. Each reward is shared out over its episode,
+    and a step gets its share of every reward and gives up its own. So the intrinsic reward sums to 0."""
     obs, actions, rewards, dones = make_episodes(lengths=lengths)
     r_in, weights = make_irn(kind=kind)(obs, actions, rewards, dones)
-    ends = sorted({0, *np.cumsum(lengths).astype(int).tolist(), T})
-    for start, end in zip(ends[:-1], ends[1:], strict=True):
-        torch.testing.assert_close(r_in[start:end].sum(0), torch.zeros(N), atol=1e-5, rtol=0)
-        assert end - start == 1 or r_in[start:end].abs().max() > 0.1
+    own = torch.block_diag(*[torch.ones(end - start, end - start) for start, end in ends_of(lengths)]).bool()
+    assert weights.shape == (N, 1, T, T)
+    assert (weights[..., own] > 0).all()
+    assert (weights[..., ~own] == 0).all()
+    torch.testing.assert_close(weights.sum(-2), torch.ones(N, 1, T))
     expected = torch.einsum("nhts,sn->tn", weights, rewards) - rewards
     torch.testing.assert_close(r_in, expected, atol=1e-5, rtol=0)
+    for start, end in ends_of(lengths):
+        torch.testing.assert_close(r_in[start:end].sum(0), torch.zeros(N), atol=1e-5, rtol=0)
+        assert end - start == 1 or r_in[start:end].abs().max() > 0.1
 
 
-@pytest.mark.parametrize("kind", ["redistribution", "kernel"])
+@REDISTRIBUTES
 def test_redistribution_begins_nearly_uniform(kind):
     torch.manual_seed(0)
     _, weights = IntrinsicRewardNetwork(4, DISCRETE, kind)(*make_episodes(lengths=(12,)))
@@ -143,12 +152,12 @@ def test_redistribution_is_as_sharp_on_long_episodes_as_on_short_ones():
         torch.testing.assert_close(weights[0, 0, 0], torch.full((n,), expected))
 
 
-def test_kernel_is_a_function_of_the_elapsed_time():
-    """Brute force, reward by reward; another environment's observations and actions make no difference."""
+def test_kernel_is_a_function_of_the_elapsed_time(tmp_path):
+    """Brute force, reward by reward. It is the same in another environment, whose observations make no difference."""
     obs, actions, rewards, dones = make_episodes(lengths=(5, 7))
     irn = make_irn(kind="kernel")
     _, weights = irn(obs, actions, rewards, dones)
-    for start, end in ((0, 5), (5, 12)):
+    for start, end in ends_of((5, 7)):
         for source in range(start, end):
             ago = torch.arange(source - start, source - end, -1.0)  # of each step of the episode, as destination
             scores = irn.net((ago.sign() * (1 + ago.abs()).log() / 3).unsqueeze(-1)).squeeze(-1)
@@ -157,62 +166,35 @@ def test_kernel_is_a_function_of_the_elapsed_time():
                 torch.testing.assert_close(weights[n, 0, start:end, source], expected)
     assert weights[0, 0, 5:, 8].max() > 1.5 / 7  # far from uniform
     other = IntrinsicRewardNetwork(9, BOX, "kernel", dim=8)
-    other.load_state_dict(irn.state_dict())
-    assert torch.equal(other(torch.randn(T, N, 9), torch.randn(T, N, 2), torch.randn(T, N), dones)[1], weights)
-
-
-def test_a_kernel_fits_any_environment(tmp_path):
-    irn, other = make_irn(kind="kernel"), IntrinsicRewardNetwork(9, BOX, "kernel", dim=8)
     torch.save({"config": irn.config, "parameters": irn.state_dict()}, tmp_path / "irn.pt")
-    load_irn(tmp_path / "irn.pt", other, "cpu")
-    assert all(torch.equal(x, y) for x, y in zip(irn.parameters(), other.parameters(), strict=True))
-    with pytest.raises(SystemExit):
-        load_irn(tmp_path / "irn.pt", make_irn(), "cpu")
-
-
-def test_the_window_pays_the_steps_of_the_delay_in_equal_shares():
-    script = runpy.run_path(str(Path(__file__).parents[1] / "results" / "delayed_tuned" / "networks.py"))
-    rewards, dones = torch.zeros(50, 1), torch.zeros(50, 1)
-    rewards[39], rewards[49] = 1, 2
-    r_in, _ = script["window"](20)(torch.zeros(50, 1, 1), torch.zeros(50, 1, dtype=torch.long), rewards, dones)
-    expected = torch.zeros(50, 1)
-    expected[20:40] += 1 / 20
-    expected[30:50] += 2 / 20
-    torch.testing.assert_close(rewards + r_in, expected)
+    load_irn(tmp_path, other, "cpu")
+    assert torch.equal(other(torch.randn(T, N, 9), torch.randn(T, N, 2), torch.randn(T, N), dones)[1], weights)
 
 
 def test_the_table_of_kernels_says_where_they_pay(tmp_path):
     """A reward of the window's goes to 0 to 19 steps ago, at the end of a rollout that nothing ends."""
-    script = runpy.run_path(str(Path(__file__).parents[1] / "results" / "delayed_tuned" / "networks.py"))
+    script = runpy.run_path(str(RESULTS / "continuous_control" / "networks.py"))
     for seed in (10, 9):
-        script["write"](script["window"](20), tmp_path / f"Swimmer-v5__teacher__0__{seed}" / "irn.pt")
-        (tmp_path / f"Swimmer-v5__teacher__0__{seed}" / "args.json").write_text(json.dumps({"seed": seed}))
+        folder, irn = tmp_path / f"Swimmer-v5__teacher__0__{seed}", script["window"](20)
+        with SummaryWriter(folder) as writer:
+            for step in (1, 2):
+                writer.add_scalar("losses/evidence", seed * step, step)
+                writer.add_scalar("losses/ppo_evidence", -seed * step, step)
+        torch.save({"config": irn.config, "parameters": irn.state_dict()}, folder / "irn.pt")
+        (folder / "args.json").write_text(json.dumps({"seed": seed}))
     table = script["kernels"](tmp_path)
-    assert table["seed"].tolist() == [9, 10]
-    np.testing.assert_allclose(table["paid_to_earners"], 1, atol=1e-5)
+    numbers = table[["seed", "held_steps", "evidence", "ppo_evidence", "ppo_evidence_max", "paid_to_earners"]]
+    np.testing.assert_allclose(numbers, [[9, 2, 18, -18, -9, 1], [10, 2, 20, -20, -10, 1]], rtol=1e-5)
     np.testing.assert_allclose(table.filter(like="weight_"), [[1 / 20] * 20 + [0] * 20] * 2, atol=1e-5)
-
-
-def test_the_bonus_is_1_at_every_step(tmp_path):
-    pytest.importorskip("mujoco", reason="pip install -r requirements-mujoco.txt")
-    script = runpy.run_path(str(Path(__file__).parents[1] / "results" / "delayed_tuned" / "networks.py"))
-    script["write"](script["bonus"]("Hopper-v5"), tmp_path / "new" / "bonus.pt")
-    irn = IntrinsicRewardNetwork(11, gym.spaces.Box(-1, 1, (3,)), "mlp")
-    load_irn(tmp_path / "new" / "bonus.pt", irn, "cpu")
-    r_in, _ = irn(torch.randn(5, 2, 11), torch.randn(5, 2, 3), torch.randn(5, 2), torch.zeros(5, 2))
-    assert torch.equal(r_in, torch.ones(5, 2))
 
 
 def test_mlp_reads_one_state_and_action():
     irn, episodes = make_irn(kind="mlp"), make_episodes()
-    before, attention = irn(*episodes)
-    assert torch.equal(attention, torch.eye(T).expand(N, 1, T, T))
+    before = irn(*episodes)
     obs, actions, rewards, dones = (x.clone() for x in episodes)
     obs[3, 1] += 1
     actions[6, 2] = (actions[6, 2] + 1) % 3
-    rewards += 1
-    dones[0] = 1
-    changed = before != irn(obs, actions, rewards, dones)[0]
+    changed = before != irn(obs, actions, rewards + 1, 1 - dones)
     assert changed.nonzero().tolist() == [[3, 1], [6, 2]]
 
 
@@ -220,11 +202,9 @@ def test_mlp_reads_one_state_and_action():
 @pytest.mark.parametrize("kind", ["redistribution", "kernel", "attention", "mlp"])
 def test_every_parameter_has_a_gradient(space, kind):
     irn = make_irn(space, kind)
-    (irn(*make_episodes(space))[0] * torch.randn(T, N)).sum().backward()
+    (reward_of(irn, *make_episodes(space)) * torch.randn(T, N)).sum().backward()
     for name, p in irn.named_parameters():
-        shift = torch.zeros_like(
-            p, dtype=torch.bool
-        )  # adds the same to all logits of a softmax: no gradient, by theory
+        shift = torch.zeros_like(p).bool()  # what adds the same to all scores of a softmax: no gradient, by theory
         if name == "qkv.bias":
             shift[8:16] = True  # of all keys
         elif name == "query.bias" or (kind, name) == ("kernel", "net.2.bias"):
@@ -233,30 +213,37 @@ def test_every_parameter_has_a_gradient(space, kind):
         assert (p.grad[shift].abs() < 1e-5).all(), name
 
 
-def test_diagnose_on_a_known_reward():
-    """r_in given by hand: every number can be checked on paper."""
-    obs, actions, rewards, dones = make_episodes(lengths=(5, 7))
-    _, time = episodes_and_times(dones)
-    attention = torch.zeros(N, 1, T, T)
-    attention[..., :5, 4] = 1  # all steps of the first episode attend to its last, those of the second to its first
-    attention[..., 5:, 5] = 1
+def test_what_is_logged_of_a_known_credit(tmp_path):
+    """The first step gets half of every reward. 21 evaluations on episodes of 5 and 7 steps, the last on 3 and 9."""
 
-    def irn(*_):
-        return 2 * rewards + 0 * time, attention
+    def irn(obs, actions, rewards, dones):
+        blocks = [torch.full((n, n), 0.5 / (n - 1)) for n in lengths]
+        for block in blocks:
+            block[0] = 0.5
+        return 3 * rewards, torch.block_diag(*blocks).expand(N, 1, T, T)
 
-    zeros = torch.zeros(T, N)
-    data = Minibatch(obs, actions, rewards, dones, dones, *[zeros] * 6)
-    scalars, arrays = diagnose(irn, data, Args(intrinsic_coef=0.5, extrinsic_coef=3.0))
-    assert scalars["mean"] == pytest.approx(2 * rewards.mean().item(), abs=1e-6)
-    assert scalars["extrinsic_correlation"] == pytest.approx(1, abs=1e-5)
-    assert scalars["advantage_share"] == pytest.approx(1 / 4, abs=1e-5)  # 0.5 * 2 of 0.5 * 2 + 3
-    assert scalars["attention_entropy"] == 0
-    by_time = [2 * rewards[time == t] for t in range(7)]
-    np.testing.assert_allclose(arrays["r_in_mean"][:7], [x.mean() for x in by_time], rtol=1e-5)
-    assert np.isnan(arrays["r_in_mean"][7:]).all()  # no episode is longer than 7
-    np.testing.assert_allclose(arrays["first_step_attention"][:7], [0.5, 0, 0, 0, 0.5, 0, 0])
-    assert arrays["attention_map"].shape == (5, 5)
-    assert (arrays["attention_map"][:, 4] == 1).all()
+    irn.config, irn.state_dict, writer = {}, dict, Mock()
+    state = SimpleNamespace(used=1, test={"evidence": 9.0, "ppo_evidence": 1.0}, credit=[])
+    args = ppo_metairn.Args(total_timesteps=210, eval_every=1)
+    run = SimpleNamespace(state=state, folder=tmp_path, args=args, writer=writer, num_iterations=21)
+    for run.global_step in range(10, 220, 10):
+        lengths = (5, 7) if run.global_step < 210 else (3, 9)
+        obs, actions, rewards, dones = make_episodes(lengths=lengths)
+        batch = ppo_metairn.Batch(obs, actions, rewards, obs, dones, dones)
+        ppo_metairn.log_credit(run, irn, batch)
+    columns = ppo_metairn.credit_columns(state, irn, batch)
+    entropy = math.log(2) + (3 * math.log(2) + 9 * math.log(8)) / 2 / T
+    assert list(columns.values()) == pytest.approx([3 * rewards.std().item(), entropy, 9, 1, 1], rel=1e-5)
+    for state.used in (0, math.nan):
+        assert ppo_metairn.credit_columns(state, irn, batch)["intrinsic_std"] == 0  # as PPO sees it
+    assert all(map(math.isnan, ppo_metairn.credit_columns(SimpleNamespace(used=math.nan, test={})).values()))
+    pictures = [call.args[1].shape for call in writer.add_image.call_args_list]  # at most ten
+    assert pictures == [(200, 200)] * 6 + [(201, 201)]  # of 40 and 67 pixels a step
+    arrays = np.load(tmp_path / "intrinsic.npz")
+    assert arrays["global_step"].tolist() == [*range(10, 220, 10)]
+    first_rows = [[0.5] * 5] * 20 + [[0.5] * 3 + [np.nan] * 2]  # filled up to the longest
+    np.testing.assert_array_equal(arrays["first_step_attention"], first_rows)
+    np.testing.assert_array_equal(arrays["attention_map"], [[0.5] * 3, [0.25] * 3, [0.25] * 3])
 
 
 @pytest.mark.parametrize(("name", "least"), [("oracle", 0.9999), ("irn", 0.9)])
@@ -265,12 +252,13 @@ def test_the_committed_networks_pay_the_first_step_for_the_last_reward(name, lea
     """The oracle for every reward; the taught one (README: 10 steps, seed 3) all but a tenth or less, won or lost."""
     if name == "irn" and length < 10:
         pytest.skip("was taught on 10 steps")
-    args = Args(chain_length=length, num_steps=length, hide_umbrella=True, invert_umbrella=True)
-    envs, _ = make_envs(args, 20)
+    args = ppo_metairn.Args(chain_length=length, num_steps=length, hide_umbrella=True, invert_umbrella=True)
+    envs = ppo_metairn.make_envs(args, 20)
     obs, _ = envs.reset(seed=1)
-    batch, *_ = rollout(envs, Actor(3, envs.single_action_space), obs, args, torch.device("cpu"))
+    actor = ppo_metairn.Actor(3, envs.single_action_space)
+    batch, *_ = ppo_metairn.rollout(envs, actor, obs, args, torch.device("cpu"))
     irn = IntrinsicRewardNetwork(3, envs.single_action_space, "redistribution")
-    load_irn(Path(__file__).parents[1] / "results" / "carry_over" / f"{name}.pt", irn, torch.device("cpu"))
+    load_irn(RESULTS / "carry_over" / f"{name}.pt", irn, "cpu")
     with torch.no_grad():
         r_in, weights = irn(batch.obs, batch.actions, batch.rewards, batch.dones)
     assert (weights[:, 0, 0, -1] >= least).all()
@@ -280,18 +268,14 @@ def test_the_committed_networks_pay_the_first_step_for_the_last_reward(name, lea
         torch.testing.assert_close(batch.rewards + r_in, mixed, rtol=0, atol=1e-4)
 
 
-def test_the_networks_that_no_meta_gradient_has_made(monkeypatch):
+def test_the_networks_that_no_meta_gradient_has_made():
     """The committed oracles are those that the script makes; the supervised attention never sees a reward."""
-    folder = Path(__file__).parents[1] / "results" / "carry_over"
-    spec = importlib.util.spec_from_file_location("other_teachers", folder / "other_teachers.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    monkeypatch.setattr(script, "EPISODES", 200)
-    monkeypatch.setattr(script, "EPOCHS", 2)
-    for study, obs_dim in (("carry_over", 3), ("bsuite", 23)):
-        committed = torch.load(folder.parent / study / "oracle.pt", weights_only=True)["parameters"]
-        made = script.oracle(obs_dim).state_dict()
+    script = runpy.run_path(str(RESULTS / "carry_over" / "other_teachers.py"))
+    for study, obs_dim in (("carry_over", 3), ("umbrella/bsuite", 23)):
+        committed = torch.load(RESULTS / study / "oracle.pt", weights_only=True)["parameters"]
+        made = script["oracle"](obs_dim).state_dict()
         assert all(torch.equal(made[name], committed[name]) for name in committed)
-    irn = script.supervised(1)
+    script["supervised"].__globals__.update(EPISODES=200, EPOCHS=2)
+    irn = script["supervised"](1)
     assert not irn.embed.weight[:, 3].any()
     assert irn.embed.weight[:, 4].any()

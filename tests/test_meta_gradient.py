@@ -1,5 +1,6 @@
 """The meta-gradient against finite differences and against LIRPG's closed form; the Adam step it goes through."""
 
+import copy
 import itertools
 import runpy
 import sys
@@ -8,67 +9,103 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+import ppo_lirpg as lirpg
 import ppo_metairn as m
 
 RESULTS = Path(__file__).parents[1] / "results"
+UMBRELLA, CPU = "umbrella_env:UmbrellaLength-v0", torch.device("cpu")
+KINDS = pytest.mark.parametrize("kind", ["mlp", "attention"])
 
 
-def make_problem(env_id, kind, num_envs=6, T=8):
-    """Networks and a real rollout: actor, irn and the Minibatch of all environments, in the current default dtype."""
-    args = m.Args(env_id=env_id, chain_length=4, n_distractor=1, num_steps=T, clip_coef=0.2, max_grad_norm=0.5)
+def make_problem(env_id, kind, num_envs=6, num_steps=8, **kwargs):
+    """Of ppo_lirpg.py, in the current default dtype: args, the four networks, and a rollout: a Batch [T, N, ...]."""
+    sizes = {"num_envs": num_envs, "num_steps": num_steps, "segment_length": num_steps}
+    args = lirpg.Args(env_id=env_id, chain_length=4, n_distractor=1, irn=kind, clip_coef=0.2, **sizes | kwargs)
     torch.manual_seed(0)
-    envs, _ = m.make_envs(args, num_envs)
+    envs = lirpg.make_envs(args, num_envs)
     obs, _ = envs.reset(seed=list(range(num_envs)))
     obs_dim, space = envs.single_observation_space.shape[0], envs.single_action_space
-    actor, critic = m.Actor(obs_dim, space), m.Critic(obs_dim)
-    irn = m.IntrinsicRewardNetwork(obs_dim, space, kind, dim=4)
+    actor, critic, ext_critic = lirpg.Actor(obs_dim, space), lirpg.Critic(obs_dim), lirpg.Critic(obs_dim)
+    irn = lirpg.IntrinsicRewardNetwork(obs_dim, space, kind, dim=4)
     for p in itertools.chain(actor.net[-1].parameters(), irn.parameters()):
         p.data += 0.3 * torch.randn_like(p)  # away from the nearly uniform policy and the nearly constant reward
-    batch, _, _ = m.rollout(envs, actor, obs, args, torch.device("cpu"))
+    networks = nn.ModuleDict({"actor": actor, "critic": critic, "ext_critic": ext_critic, "irn": irn})
+    return args, networks, lirpg.rollout(envs, actor, obs, args, CPU)[0]
+
+
+def split(batch, *sizes):
+    """Batches of so many environments"""
+    return [m.Batch(*x) for x in zip(*(x.split(sizes, 1) for x in batch), strict=True)]
+
+
+def mixed_advantages(networks, batch, args):
+    """PPO's advantages of the mixed reward [T, N], with a graph that leads to the intrinsic reward network"""
+    with torch.no_grad():
+        values, next_values = networks["critic"](batch.obs), networks["critic"](batch.next_obs)
+    r_in = networks["irn"](batch.obs, batch.actions, batch.rewards, batch.dones)
+    rewards = args.extrinsic_coef * batch.rewards + args.intrinsic_coef * r_in
+    ends = batch.terminations, batch.dones
+    return lirpg.compute_gae(rewards, values, next_values, *ends, args.gamma, args.gae_lambda)
+
+
+def assert_right_gradient(function, irn):
+    """Of function() [] with respect to each weight and bias of the network, by central differences"""
+    parameters = list(irn.parameters())
+    assert max(x.norm() for x in torch.autograd.grad(function(), parameters)) > 1e-4
+    assert torch.autograd.gradcheck(lambda *_: function(), parameters, atol=1e-9, rtol=1e-5, fast_mode=True)
+
+
+def make_chain(networks, batch, inner_steps, args):
+    """-> theta, eta and a function: the outer loss after steps on two environments each, from the middle of a run"""
+    actor = networks["actor"]
     with torch.no_grad():
         logprobs = actor(batch.obs, batch.actions)[0]
         logprobs += 0.3 * torch.randn_like(logprobs)  # a behaviour policy far enough for some ratios to be clipped
-        ext_advantages = torch.randn_like(logprobs)
-        values = critic(batch.obs), critic(batch.next_obs)
-        r_in, _ = irn(batch.obs, batch.actions, batch.rewards, batch.dones)
-    ends = batch.terminations, batch.dones
-    data = m.Minibatch(
-        batch.obs, batch.actions, batch.rewards, *ends, logprobs, r_in, *values, ext_advantages, ext_advantages
-    )
-    return args, actor, irn, data
+    theta, eta, ext_advantages = *map(lirpg.flat_parameters, (actor, networks["irn"])), torch.randn_like(logprobs)
+    adam = 0.1 * torch.randn_like(theta), 0.01 * torch.rand_like(theta), 5
+
+    def chain(new_theta=theta, new_adam=adam):
+        for mb, mb_logprobs in list(zip(split(batch, 2, 2, 2), logprobs.split(2, 1), strict=True))[:inner_steps]:
+            data = mb.obs, mb.actions, mb_logprobs, mixed_advantages(networks, mb, args)
+            new_theta, new_adam, _ = lirpg.inner_step(actor, new_theta, new_adam, *data, 0.05, args)
+        return lirpg.outer_loss(actor, new_theta, batch.obs, batch.actions, logprobs, ext_advantages, args)
+
+    return theta, eta, chain
 
 
 @pytest.mark.parametrize("inner_steps", [1, 3])
-@pytest.mark.parametrize("env_id", ["umbrella_env:UmbrellaLength-v0", "Pendulum-v1"], ids=["discrete", "continuous"])
-@pytest.mark.parametrize("kind", ["redistribution", "kernel", "attention", "mlp"])
+@pytest.mark.parametrize("env_id", [UMBRELLA, "Pendulum-v1"], ids=["discrete", "continuous"])
+@KINDS
 def test_whole_chain_against_finite_differences(float64, kind, env_id, inner_steps):
     """IRN -> mixed GAE -> normalized advantage -> clipped PPO loss -> clipped gradient -> Adam -> ... -> outer loss."""
-    args, actor, irn, data = make_problem(env_id, kind)
-    theta, eta = m.flat_parameters(actor), m.flat_parameters(irn)
-    torch.manual_seed(1)
-    adam = 0.1 * torch.randn_like(theta), 0.01 * torch.rand_like(theta), 5  # as if in the middle of a run
-    minibatches = [m.Minibatch(*(x[:, 2 * i : 2 * i + 2] for x in data)) for i in range(3)]
+    args, networks, batch = make_problem(env_id, kind, ent_coef=0.01)
+    _, _, chain = make_chain(networks, batch, inner_steps, args)
+    assert_right_gradient(chain, networks["irn"])
 
-    def chain():
-        inner_theta, inner_adam = theta, adam
-        for mb in minibatches[:inner_steps]:
-            advantages = m.mixed_advantages(irn, mb, args)
-            inner_theta, inner_adam, _ = m.inner_step(actor, inner_theta, inner_adam, mb, advantages, 0.05, args)
-        return m.outer_loss(actor, inner_theta, data, args)
 
-    chain().backward(inputs=list(irn.parameters()))
-    directions = torch.randn(24, len(eta))
-    start, h, differences = eta.data.clone(), 1e-6, []
-    for direction in directions:
-        ends = []
-        for sign in (1, -1):
-            eta.data.copy_(start + sign * h * direction)
-            ends.append(chain().item())
-        differences.append((ends[0] - ends[1]) / (2 * h))
-    expected = torch.tensor(differences)
-    assert expected.norm() > 1e-6
-    assert (directions @ eta.grad - expected).norm() / expected.norm() < 1e-5
+@KINDS
+def test_meta_gradient_is_finite_when_the_umbrella_is_hidden(kind):
+    """The weights of an input that always reads 0 never get a gradient."""
+    args, networks, batch = make_problem(UMBRELLA, kind, hide_umbrella=True)
+    theta, eta, chain = make_chain(networks, batch, 1, args)
+    adam = lirpg.new_adam(theta)
+    chain(new_adam=adam).backward(inputs=list(networks["irn"].parameters()))
+    assert eta.grad.isfinite().all()
+    assert eta.grad.norm() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_gradient_of_exactly_zero_gives_no_nan(dtype):
+    new_theta = torch.ones(3, dtype=dtype)
+    adam, eta = lirpg.new_adam(new_theta), torch.tensor(2.0, dtype=dtype, requires_grad=True)
+    for _ in range(3):
+        new_theta, adam = lirpg.adam_step(new_theta, torch.stack([0 * eta, eta, 1e-30 * eta]), adam, 0.1)
+    new_theta.sum().backward()
+    assert new_theta.isfinite().all()
+    assert new_theta[0] == 1
+    assert eta.grad.isfinite()
 
 
 def test_lirpg_closed_form(float64, monkeypatch):
@@ -76,102 +113,135 @@ def test_lirpg_closed_form(float64, monkeypatch):
     acted and no normalization, d J_ex / d eta = alpha lambda sum_t sum_{i >= t} gamma^(i-t) d r_in(s_i, a_i) / d eta
     * <grad log pi(a_t | s_t), grad J_ex(theta')>, every sum a mean over the batch's steps here."""
     alpha, lam, gamma = 0.7, 0.4, 0.9
-    args, actor, irn, data = make_problem("umbrella_env:UmbrellaLength-v0", "mlp", num_envs=2)
-    zeros, steps = torch.zeros_like(data.rewards), data.rewards.numel()
-    data = data._replace(values=zeros, next_values=zeros, logprobs=actor(data.obs, data.actions)[0].detach())
+    args, networks, batch = make_problem(UMBRELLA, "mlp", num_envs=2)
+    actor, irn, steps = networks["actor"], networks["irn"], batch.rewards.numel()
+    networks["critic"].net[-1].weight.data.zero_()  # no critic
+    logprobs, ext_advantages = actor(batch.obs, batch.actions)[0].detach(), torch.randn_like(batch.rewards)
     vars(args).update(gamma=gamma, gae_lambda=1.0, norm_adv=False, intrinsic_coef=lam, clip_coef=1e9)
     args.max_grad_norm = 1e9
-    monkeypatch.setattr(m, "adam_step", lambda theta, grad, adam, lr: (theta - lr * grad, adam))
-    theta, parameters = m.flat_parameters(actor), list(irn.parameters())
-    new_theta, *_ = m.inner_step(actor, theta, None, data, m.mixed_advantages(irn, data, args), alpha, args)
-    ours = torch.autograd.grad(m.outer_loss(actor, new_theta, data, args), parameters)
+    monkeypatch.setattr(lirpg, "adam_step", lambda theta, grad, adam, lr: (theta - lr * grad, adam))
+    theta, parameters = lirpg.flat_parameters(actor), list(irn.parameters())
+    data = batch.obs, batch.actions, logprobs
+    new_theta, *_ = lirpg.inner_step(actor, theta, None, *data, mixed_advantages(networks, batch, args), alpha, args)
+    ours = torch.autograd.grad(lirpg.outer_loss(actor, new_theta, *data, ext_advantages, args), parameters)
 
-    # the same by hand: one log-probability and one reward at a time, in plain loops
-    policy = list(actor.parameters())
-    gradient = partial(torch.autograd.grad, retain_graph=True)
+    # The same by hand, one log-probability and one reward at a time
+    gradient, policy = partial(torch.autograd.grad, retain_graph=True), list(actor.parameters())
+    indices = list(itertools.product(*map(range, batch.rewards.shape)))
 
     def log_prob_gradients():
-        return {
-            (t, n): torch.cat([g.flatten() for g in gradient(actor(data.obs[t, n], data.actions[t, n])[0], policy)])
-            for t, n in itertools.product(*map(range, data.rewards.shape))
-        }
+        logprobs = actor(batch.obs, batch.actions)[0]
+        return {k: torch.cat([g.flatten() for g in gradient(logprobs[k], policy)]) for k in indices}
 
-    before = log_prob_gradients()
-    r_in = irn(data.obs, data.actions, data.rewards, data.dones)[0]
-    old_theta, old_logprobs = theta.data.clone(), data.logprobs
+    before, r_in = log_prob_gradients(), irn(batch.obs, batch.actions, batch.rewards, batch.dones)
     theta.data.copy_(new_theta)
-    ratios = (actor(data.obs, data.actions)[0].detach() - old_logprobs).exp()
-    grad_j_ex = sum(data.ext_advantages[k] * ratios[k] * g for k, g in log_prob_gradients().items()) / steps
-    theta.data.copy_(old_theta)
+    ratios = (actor(batch.obs, batch.actions)[0].detach() - logprobs).exp()
+    grad_j_ex = sum(ext_advantages[k] * ratios[k] * g for k, g in log_prob_gradients().items()) / steps
     expected = [torch.zeros_like(p) for p in parameters]
-    for (t, n), grad_log_prob in before.items():
-        end = next((i for i in range(t, len(r_in)) if data.dones[i, n]), len(r_in) - 1)
+    for t, n in indices:
+        end = next((i for i in range(t, len(r_in)) if batch.dones[i, n]), len(r_in) - 1)
         for i in range(t, end + 1):
-            factor = alpha * lam * gamma ** (i - t) * (grad_log_prob @ grad_j_ex) / steps
+            factor = alpha * lam * gamma ** (i - t) * (before[t, n] @ grad_j_ex) / steps
             for total, g in zip(expected, gradient(r_in[i, n], parameters), strict=True):
                 total += factor * g
     for a, b in zip(ours, expected, strict=True):
         torch.testing.assert_close(-a, b, rtol=1e-9, atol=1e-14)  # the outer loss is -J_ex
 
 
-@pytest.mark.parametrize("script_name", ["ppo_vanilla", "ppo_metairn"])
-def test_adam_step_is_torch_adam(float64, script_name):
-    script = __import__(script_name)
+@pytest.mark.parametrize("limit", [0.5, 1e9])
+def test_descend_is_torchs_clipping_and_adam(float64, script, limit):
     torch.manual_seed(0)
-    reference = torch.nn.Parameter(torch.randn(50))
-    optimizer = torch.optim.Adam([reference], eps=1e-5)
-    theta, adam = reference.data.clone(), script.new_adam(reference)
+    reference, theta = nn.Parameter(torch.ones(50)), nn.Parameter(torch.ones(50))
+    optimizer, adam = torch.optim.Adam([reference], eps=1e-7), script.new_adam(theta)
+    theta.grad = torch.zeros(50)
     for step in range(100):
         optimizer.param_groups[0]["lr"] = lr = 0.1 / (1 + step)
-        grad = torch.randn(50) * (torch.arange(50) > 4)  # some gradients are always 0
-        reference.grad = grad.clone()
+        reference.grad = torch.randn(50) * (torch.arange(50) > 4) / (1 + step)  # some are always 0, all get small
+        theta.grad += reference.grad
+        nn.utils.clip_grad_norm_([reference], limit)
         optimizer.step()
-        theta, adam = script.adam_step(theta, grad, adam, lr)
-    torch.testing.assert_close(theta, reference.data, rtol=1e-12, atol=1e-12)
+        adam = script.descend(theta, adam, lr, limit, eps=1e-7)
+        assert not theta.grad.any()
+    torch.testing.assert_close(theta, reference, rtol=1e-12, atol=1e-12)
 
 
-def test_clip_grad_norm_is_torch_clip_grad_norm():
-    torch.manual_seed(0)
-    for scale in (0.01, 100.0):
-        reference = torch.nn.Parameter(torch.zeros(20))
-        reference.grad = scale * torch.randn(20)
-        ours = m.clip_grad_norm(reference.grad.clone(), 0.5)
-        torch.nn.utils.clip_grad_norm_([reference], 0.5)
-        torch.testing.assert_close(ours, reference.grad)
+# ---------------------------------------------------------------------------------------------- LIRPG's update
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_gradient_of_exactly_zero_gives_no_nan(dtype):
-    """The weights of an input that always reads 0 (`have`, when hidden) never get a gradient."""
-    theta = torch.ones(3, dtype=dtype, requires_grad=True)
-    eta = torch.tensor(2.0, dtype=dtype, requires_grad=True)
-    adam = m.new_adam(theta)
-    new_theta = theta
-    for _ in range(3):
-        new_theta, adam = m.adam_step(new_theta, torch.stack([0 * eta, eta, 1e-30 * eta]), adam, 0.1)
-    (grad,) = torch.autograd.grad(new_theta.sum(), eta)
-    assert new_theta.isfinite().all()
-    assert new_theta[0] == 1
-    assert grad.isfinite()
+def plain_update(networks, batch, frac, args):
+    """What lirpg_update does, plainly: advantages of the whole rollout, cut, then selected; optimizers of torch."""
+    actor, critic, ext_critic, irn = networks.values()
+    theta = lirpg.flat_parameters(actor)
+    adam, lr = lirpg.new_adam(theta), frac * args.learning_rate
+    optimizers = {network: torch.optim.Adam(network.parameters(), lr, eps=1e-5) for network in (critic, ext_critic)}
+    optimizers[irn] = torch.optim.Adam(irn.parameters(), frac * args.meta_learning_rate, eps=1e-10)
+    with torch.no_grad():
+        logprobs, values = actor(batch.obs, batch.actions)[0], critic(batch.obs)
+        ext_values, ext_next_values = ext_critic(batch.obs), ext_critic(batch.next_obs)
+    ends = batch.terminations, batch.dones, args.outer_gamma, args.outer_gae_lambda
+    ext_advantages = lirpg.compute_gae(batch.rewards, ext_values, ext_next_values, *ends)
+    mixed = {"irn": irn, "critic": copy.deepcopy(critic)}  # the critic as it was during the rollout
+
+    def select(x, segments):  # [T, N, ...] -> [segment_length, segments, ...]: environment by environment
+        pieces = [piece for n in range(x.shape[1]) for piece in x[:, n].split(args.segment_length)]
+        return torch.stack([pieces[i] for i in segments.tolist()], 1)
+
+    def step(network, loss):
+        optimizers[network].zero_grad()
+        loss.backward(inputs=list(network.parameters()))
+        nn.utils.clip_grad_norm_(network.parameters(), args.max_grad_norm)
+        optimizers[network].step()
+
+    for _ in range(args.update_epochs):
+        minibatches = torch.randperm(args.num_envs * args.num_steps // args.segment_length).chunk(args.num_minibatches)
+        for i, mb in enumerate(minibatches):
+            advantages = mixed_advantages(mixed, batch, args)
+            outer_mb = mb if args.outer_batch == "same" else minibatches[(i + 1) % len(minibatches)]
+            data = batch.obs, batch.actions, logprobs
+            inner = [select(x, mb) for x in (*data, advantages)]
+            outer = [select(x, outer_mb) for x in (*data, ext_advantages)]
+            new_theta, adam, _ = lirpg.inner_step(actor, theta, adam, *inner, lr, args)
+            returns, ext_returns = advantages.detach() + values, ext_advantages + ext_values
+            for network, target in ((critic, returns), (ext_critic, ext_returns)):
+                step(network, args.vf_coef * 0.5 * (network(inner[0]) - select(target, mb)).square().mean())
+            step(irn, lirpg.outer_loss(actor, new_theta, *outer, args))
+            theta.data.copy_(new_theta.detach())
+            adam = adam[0].detach(), adam[1].detach(), adam[2]
 
 
-@pytest.mark.parametrize("kind", ["redistribution", "kernel", "attention", "mlp"])
-def test_meta_gradient_is_finite_when_the_umbrella_is_hidden(kind):
-    args, actor, irn, data = make_problem("umbrella_env:UmbrellaLength-v0", kind)
-    obs = data.obs.clone()
-    obs[..., 1] = 0
-    theta, eta = m.flat_parameters(actor), m.flat_parameters(irn)
-    data = data._replace(obs=obs)
-    advantages = m.mixed_advantages(irn, data, args)
-    new_theta, *_ = m.inner_step(actor, theta, m.new_adam(theta), data, advantages, 0.05, args)
-    m.outer_loss(actor, new_theta, data, args).backward(inputs=list(irn.parameters()))
-    assert eta.grad.isfinite().all()
-    assert eta.grad.norm() > 0
+@pytest.mark.parametrize(
+    ("num_envs", "segment_length", "num_minibatches", "outer_batch"),
+    [(8, 16, 4, "next"), (8, 4, 4, "same"), (8, 4, 4, "next"), (2, 8, 2, "next"), (1, 4, 2, "next"), (1, 4, 1, "same")],
+)
+@KINDS
+def test_the_update_is_that_of_whole_rollouts(float64, kind, num_envs, segment_length, num_minibatches, outer_batch):
+    """Though it computes rewards and advantages of only those environments that a minibatch has segments of."""
+    sizes = {"num_steps": 16, "segment_length": segment_length, "num_minibatches": num_minibatches}
+    sizes["outer_batch"] = outer_batch
+    options = {"update_epochs": 3, "intrinsic_coef": 0.7, "extrinsic_coef": 0.3, "outer_gamma": 0.9, "ent_coef": 0.01}
+    args, networks, batch = make_problem("Pendulum-v1", kind, num_envs, meta_learning_rate=1e-3, **sizes, **options)
+    batch.dones[[4, 9]], batch.terminations[9] = 1, 1  # one is truncated, one terminated
+    expected, before, seen = copy.deepcopy(networks), copy.deepcopy(networks), []
+    torch.manual_seed(1)
+    plain_update(expected, batch, 0.5, args)
+    parameters = [lirpg.flat_parameters(network) for network in networks.values()]
+    adam = {name: lirpg.new_adam(x) for name, x in zip(networks, parameters, strict=True)}
+    networks["irn"].register_forward_pre_hook(lambda _, x: seen.append(x[0].shape[1]))
+    torch.manual_seed(1)
+    lirpg.lirpg_update(networks, parameters, adam, batch, 0.5, args)
+    for (name, p), start in zip(expected.named_parameters(), before.parameters(), strict=True):
+        torch.testing.assert_close(networks.get_parameter(name), p, rtol=1e-6, atol=1e-6, msg=name)
+        assert (p - start).abs().max() > 1e-4, name
+    torch.manual_seed(1)
+    pieces = 16 // segment_length  # of each environment
+    drawn = [torch.randperm(num_envs * pieces).chunk(args.num_minibatches) for _ in range(3)]
+    assert seen == [len((mb // pieces).unique()) for epoch in drawn for mb in epoch]
 
 
-# ---------------------------------------------------------------------------------------------- the held phase
+# ---------------------------------------------------------------------------------------------- MetaIRN's phase 1
 
 
+ORACLE = RESULTS / "carry_over" / "oracle.pt"
 HELD_KINDS = pytest.mark.parametrize("kind", ["redistribution", "kernel"])
 
 
@@ -179,14 +249,19 @@ def held_problem(chain_length=10, num_envs=12, irn_from=None, **kwargs):
     """Episodes of the untouched policy, the umbrella hidden: args, actor, its theta, an IRN, the Batch [T, N, ...]."""
     args = m.Args(chain_length=chain_length, hide_umbrella=True, num_steps=chain_length, **kwargs)
     torch.manual_seed(0)
-    envs, _ = m.make_envs(args, num_envs)
+    envs = m.make_envs(args, num_envs)
     obs, _ = envs.reset(seed=0)
     obs_dim, space = envs.single_observation_space.shape[0], envs.single_action_space
     actor, irn = m.Actor(obs_dim, space), m.IntrinsicRewardNetwork(obs_dim, space, args.irn)
     if irn_from:
         m.load_irn(irn_from, irn, "cpu")
-    batch = m.rollout(envs, actor, obs, args, torch.device("cpu"))[0]
+    batch = m.rollout(envs, actor, obs, args, CPU)[0]
     return args, actor, m.flat_parameters(actor), irn, batch
+
+
+def evidence(gains):
+    """Their mean in standard errors"""
+    return (gains.mean() / (gains.std() / len(gains) ** 0.5)).item()
 
 
 @HELD_KINDS
@@ -194,13 +269,13 @@ def test_look_ahead_is_ppo_on_each_stretch_alone(float64, kind):
     """By brute force: a copy of the policy for each stretch of 5 steps (kernel: one for all), torch's Adam, torch's
     clipping, one by one."""
     args, actor, theta, irn, batch = held_problem(irn=kind)
-    inner, outer = [m.Batch(*(x[:, envs] for x in batch)) for envs in (slice(0, 5), slice(5, 12))]
+    inner, outer = split(batch, 5, 7)
     gains = m.look_ahead_gains(actor, theta, irn, inner, outer, args)
-    zeros, advantages = torch.zeros(10, 12), []
-    for x, n in ((inner, 5), (outer, 7)):
-        mixed = irn(x.obs, x.actions, x.rewards, x.dones)[0].detach() + x.rewards
-        v = zeros[:, :n]
-        advantages.append(m.compute_gae(mixed, v, v, x.terminations, x.dones, args.gamma, args.gae_lambda))
+    advantages = []
+    for x in (inner, outer):
+        mixed, zeros = irn(x.obs, x.actions, x.rewards, x.dones)[0].detach() + x.rewards, torch.zeros_like(x.rewards)
+        ends = x.terminations, x.dones, args.gamma, args.gae_lambda
+        advantages.append(m.compute_gae(mixed, zeros, zeros, *ends))
     outer_advantages = m.normalize(advantages[1])
     expected = torch.zeros(7)
     for t in (slice(0, 10),) if kind == "kernel" else (slice(0, 5), slice(5, 10)):
@@ -227,41 +302,25 @@ def test_look_ahead_gradient_against_finite_differences(float64, kind):
     args, actor, theta, irn, batch = held_problem(irn=kind)
     eta = m.flat_parameters(irn)
     eta.data += 0.3 * torch.randn_like(eta)
-    halves = [m.Batch(*(x[:, envs] for x in batch)) for envs in (slice(0, 6), slice(6, 12))]
 
     def mean_gain():
-        return m.look_ahead_gains(actor, theta, irn, *halves, args).mean()
+        return m.look_ahead_gains(actor, theta, irn, *split(batch, 6, 6), args).mean()
 
-    mean_gain().backward(inputs=list(irn.parameters()))
-    start, directions, differences = eta.data.clone(), torch.randn(12, len(eta)), []
-    for direction in directions:
-        ends = []
-        for sign in (1, -1):
-            eta.data.copy_(start + sign * 1e-6 * direction)
-            ends.append(mean_gain().item())
-        differences.append((ends[0] - ends[1]) / 2e-6)
-    expected = torch.tensor(differences)
-    assert expected.norm() > 1e-3
-    assert (directions @ eta.grad - expected).norm() / expected.norm() < 1e-5
+    assert_right_gradient(mean_gain, irn)
     assert torch.equal(theta.grad, torch.zeros_like(theta))  # the policy stays where it is
 
 
 def test_the_credit_that_is_right_gains_and_no_other_does():
     """40 episodes of 50 steps to learn from, 40 to test. What a wrong credit gains is chance, a few standard errors."""
-    args, actor, theta, irn, batch = held_problem(50, 80, RESULTS / "carry_over" / "oracle.pt")
-    halves = [m.Batch(*(x[:, envs] for x in batch)) for envs in (slice(0, 40), slice(40, 80))]
-
-    def evidence():
-        gains = m.look_ahead_gains(actor, theta, irn, *halves, args).detach()
-        return (gains.mean() / (gains.std() / 40**0.5)).item()
-
-    assert evidence() > m.EVIDENCE
+    args, actor, theta, irn, batch = held_problem(50, 80, ORACLE)
+    halves = split(batch, 40, 40)
+    assert evidence(m.look_ahead_gains(actor, theta, irn, *halves, args)) > m.EVIDENCE
     irn.embed.weight.data[0, 4] *= -1  # h[0] is then 1 at the end of an episode: each reward goes to its last step
     irn.embed.weight.data[0, 3 + 1], irn.embed.weight.data[0, 3 + 2] = 0, -100
-    assert abs(evidence()) < 4
+    assert abs(evidence(m.look_ahead_gains(actor, theta, irn, *halves, args))) < 4
 
 
-def test_a_held_kernel_finds_which_steps_have_earned():
+def test_a_kernel_of_the_frozen_phase_finds_which_steps_have_earned():
     """What actions earn in 5 steps, each in its own state, observed at random, is paid 2 steps later: PPO's lambda of 0
     never reaches it. Uniform weights pay 5 of 60 to the right steps."""
     args = m.Args(irn="kernel", gae_lambda=0.0, meta_learning_rate=3e-2)
@@ -282,101 +341,79 @@ def test_a_held_kernel_finds_which_steps_have_earned():
 def test_ppo_alone_learns_from_the_rewards_as_they_come():
     """Without an IRN; an IRN that pays nothing is the same."""
     args, actor, theta, irn, batch = held_problem()
-    halves = [m.Batch(*(x[:, envs] for x in batch)) for envs in (slice(0, 6), slice(6, 12))]
-    alone = m.look_ahead_gains(actor, theta, None, *halves, args)
-    torch.testing.assert_close(alone, m.look_ahead_gains(actor, theta, lambda *x: (0 * x[2], None), *halves, args))
-    assert not torch.allclose(alone, m.look_ahead_gains(actor, theta, irn, *halves, args))
+    irns = None, lambda *x: (0 * x[2], None), irn
+    alone, nothing, some = [m.look_ahead_gains(actor, theta, x, *split(batch, 6, 6), args) for x in irns]
+    torch.testing.assert_close(alone, nothing)
+    assert not torch.allclose(alone, some)
 
 
 def test_evidence_is_of_environments_that_nothing_has_learned_from(monkeypatch):
     args, actor, theta, irn, batch = held_problem(2, 10)
     batch.obs[:] = torch.arange(10.0).unsqueeze(-1)  # so that an environment tells its number
-    calls, results, networks, gains, eta = [], [], [], m.look_ahead_gains, m.flat_parameters(irn)
+    calls, results, look_ahead_gains = [], [], m.look_ahead_gains
 
     def recorded_gains(actor, theta, irn, inner, outer, args):
-        calls.append([x.obs[0, :, 0].tolist() for x in (inner, outer)])
-        results.append(gains(actor, theta, irn, inner, outer, args))
-        networks.append(irn)
+        calls.append((irn, inner.obs[0, :, 0].tolist(), outer.obs[0, :, 0].tolist()))
+        results.append(look_ahead_gains(actor, theta, irn, inner, outer, args))
         return results[-1]
 
     monkeypatch.setattr(m, "look_ahead_gains", recorded_gains)
-    losses = m.learn_from_held(actor, theta, irn, eta, batch, args)
-    *learning, (_, tested), (_, tested_alone) = calls
-    assert len(learning) == m.META_STEPS
+    losses = m.learn_from_held(actor, theta, irn, m.flat_parameters(irn), batch, args)
+    *learning, (last, _, tested), (alone, _, tested_alone) = calls
+    assert (last, alone) == (irn, None)
     assert len(tested) == 4
     assert tested == tested_alone
-    assert networks[-2:] == [irn, None]
-    for name, x in (("evidence", results[-2]), ("ppo_evidence", results[-1])):
-        assert losses[name] == pytest.approx((x.mean() / (x.std() / 2)).item(), rel=1e-5)  # standard error of 4
-    for inner, outer in learning:
+    for name, gains in zip(("evidence", "ppo_evidence"), results[-2:], strict=True):
+        assert losses[name] == pytest.approx(evidence(gains), rel=1e-5)
+    assert len(learning) == m.META_STEPS
+    for _, inner, outer in learning:
         assert len(inner) == len(outer) == 3
         assert sorted(inner + outer + tested) == list(range(10))
-    assert len({tuple(inner) for inner, _ in learning}) > m.META_STEPS / 2  # new halves each time
+    assert len({tuple(inner) for _, inner, _ in learning}) > m.META_STEPS / 2  # new halves each time
 
 
 def test_the_control_deals_the_outer_rewards_out_anew(monkeypatch):
     """The same rewards, each time to other outer episodes, and nothing else; then the right credit gains nothing."""
-    control = runpy.run_path(str(RESULTS / "one_run" / "shuffled.py"))["shuffled_gains"]
-    args, actor, theta, irn, batch = held_problem(50, 80, RESULTS / "carry_over" / "oracle.pt")
-    inner, outer = [m.Batch(*(x[:, envs] for x in batch)) for envs in (slice(0, 40), slice(40, 80))]
+    control = runpy.run_path(str(RESULTS / "umbrella" / "tuned" / "shuffled.py"))["shuffled_gains"]
+    args, actor, theta, irn, batch = held_problem(50, 80, ORACLE)
+    inner, outer = split(batch, 40, 40)
     outer.rewards[0] = torch.arange(40.0) / 1e6  # so that an episode's rewards tell its number
-    seen = []
-    monkeypatch.setitem(control.__globals__, "look_ahead_gains", lambda *x: seen.append(x))
-    for _ in range(2):
-        control(actor, theta, irn, inner, outer, args)
-    dealt = [rewards for *_, (_, _, rewards, *_), _ in seen]
-    for rewards, (*others, passed_inner, passed_outer, _) in zip(dealt, seen, strict=True):
-        assert others == [actor, theta, irn]
-        assert passed_inner is inner
-        assert passed_outer._replace(rewards=outer.rewards) == outer  # the very same tensors
-        order = rewards[0].argsort()
-        assert torch.equal(rewards[:, order], outer.rewards)  # whole episodes' rewards
-        assert (order != torch.arange(40)).sum() > 30
-    assert not torch.equal(*dealt)
-    monkeypatch.undo()
-    gains = [gain(actor, theta, irn, inner, outer, args).detach() for gain in (m.look_ahead_gains, control)]
-    right, shuffled = [(x.mean() / (x.std() / 40**0.5)).item() for x in gains]
+    with monkeypatch.context() as patch:
+        patch.setitem(control.__globals__, "look_ahead_gains", lambda *x: x)
+        seen = [control(actor, theta, irn, inner, outer, args) for _ in range(2)]
+    orders = [x[4].rewards[0].argsort() for x in seen]
+    for x, order in zip(seen, orders, strict=True):
+        assert (*x[:4], x[5]) == (actor, theta, irn, inner, args)
+        assert x[4]._replace(rewards=outer.rewards) == outer  # the very same tensors
+        assert torch.equal(x[4].rewards[:, order], outer.rewards)  # whole episodes' rewards
+    assert not torch.equal(*orders)
+    right, shuffled = [evidence(gain(actor, theta, irn, inner, outer, args)) for gain in (m.look_ahead_gains, control)]
     assert abs(shuffled) < 4 < m.EVIDENCE < right
 
 
-def test_the_controls_runs_and_their_evidence(tmp_path, monkeypatch, capsys):
-    """A run of the control is a run of ppo_metairn.py, options and all; afterwards its evidence is read."""
+@pytest.mark.slow
+def test_a_run_of_the_control_is_a_run_with_other_gains(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(m, "look_ahead_gains", m.look_ahead_gains)  # undone at the end
-    path = str(RESULTS / "one_run" / "shuffled.py")
-    options = "--exp-name control --chain-length 10 --hide-umbrella --total-timesteps 4000 --held-steps 3000 --seed 3"
-    monkeypatch.setattr(sys, "argv", [path, *options.split(), "--runs-dir", str(tmp_path)])
+    path = str(RESULTS / "umbrella" / "tuned" / "shuffled.py")
+    options = f"--chain-length 10 --hide-umbrella --total-timesteps 3000 --held-steps 2000 --runs-dir {tmp_path}"
+    monkeypatch.setattr(sys, "argv", [path, *options.split()])
     runpy.run_path(path, run_name="__main__")
     assert m.look_ahead_gains.__name__ == "shuffled_gains"
-    output = capsys.readouterr().out
-    assert "policy let go      at step 3000, learns alone (evidence " in output
-    monkeypatch.setattr(sys, "argv", [path, "evidence", str(tmp_path)])
-    runpy.run_path(path, run_name="__main__")
-    header, *rows = capsys.readouterr().out.splitlines()
-    assert header == "algorithm,chain_length,seed,global_step,evidence,ppo_evidence"
-    assert [row.split(",")[:4] for row in rows] == [["control", "10", "3", str(step)] for step in (1000, 2000, 3000)]
-    assert f"(evidence {float(rows[-1].split(',')[4]):.1f}, PPO alone {float(rows[-1].split(',')[5]):.1f})" in output
+    assert "step 2000: PPO begins to learn from the environment's own reward (" in capsys.readouterr().out
 
 
-def test_signal_to_noise_of_known_gradients(monkeypatch):
+def test_signal_to_noise_of_known_gradients(monkeypatch, capsys):
     """Draws of mean 3 / 20 and deviation 1 in each of 400 directions: 3 / 20, since both norms grow alike; with mean 0,
     the mean of 200 draws is 0.07 of the noise all the same, of which the correction leaves little."""
-    monkeypatch.syspath_prepend(str(RESULTS / "one_run"))
-    script = runpy.run_path(str(RESULTS / "one_run" / "signal_to_noise.py"))
+    monkeypatch.syspath_prepend(str(RESULTS / "umbrella" / "credit"))
+    script = runpy.run_path(str(RESULTS / "umbrella" / "credit" / "signal_to_noise.py"))
     torch.manual_seed(0)
     noise = torch.randn(200, 400)
     assert script["signal_to_noise"](noise + 3 / 20) == pytest.approx(3 / 20, rel=0.1)
     assert script["signal_to_noise"](noise) < 0.04
-
-
-def test_a_frozen_network_keeps_no_graph():
-    args, actor, irn, data = make_problem("umbrella_env:UmbrellaLength-v0", "redistribution")
-    theta, eta = m.flat_parameters(actor), m.flat_parameters(irn)
-    steps = []
-    for args.meta_learning_rate in (1e-3, 0.0):
-        advantages = m.mixed_advantages(irn, data, args)
-        new_theta, (mean, *_), _ = m.inner_step(actor, theta, m.new_adam(theta), data, advantages, 0.05, args)
-        steps.append(new_theta.detach())
-        assert mean.requires_grad == (args.meta_learning_rate > 0)
-    assert torch.equal(*steps)  # the step itself is the same
-    m.outer_loss(actor, new_theta, data, args).backward()
-    assert not eta.grad.any()
+    monkeypatch.setattr(m, "META_STEPS", 10)
+    script["main"].__globals__.update(LENGTHS=(5,), EPISODES=(20,), SEEDS=(1,), DRAWS=3)
+    script["main"]()
+    header, *rows = [line.split(",") for line in capsys.readouterr().out.splitlines()]
+    assert [row[0] for row in rows] == ["policy", "policy first", "meta initial", "meta right"]
+    assert float(rows[1][-1]) > float(rows[0][-1]) >= 0
