@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SHUFFLED = "results/umbrella/credit/shuffled"
+SHUFFLED = "results/umbrella/tuned/shuffled"
 UNTIL_KILLED = "signal.alarm(60), signal.pause()"  # so that a benchmark that kills nothing does not hang the tests
 ENVS = "small ppo_vanilla 0 2000\nother ppo_metairn 0 2000 --gamma 0.5"
 ARMS = f"""# three arms, of which one has other options at other lengths
