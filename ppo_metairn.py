@@ -515,14 +515,13 @@ def main(args):
                 held = Batch(
                     *(torch.cat(x, dim=1) for x in zip(*state.held, strict=True))
                 )  # [T, all environments, ...]
-                eta.data.copy_(initial_eta)  # a network that went astray is not carried along
                 if min(held.dones.sum(), 2 * held.dones.shape[1]) >= EPISODES:
                     losses = learn_from_held(actor, theta, irn, eta, held, args)
                 state.test = {name: losses.get(name, math.nan) for name in ("evidence", "ppo_evidence")}
                 needed = max(EVIDENCE, MARGIN * (state.test["ppo_evidence"] + 1))
                 helps = state.test["evidence"] > needed
                 needless = state.test["ppo_evidence"] > EVIDENCE  # PPO learns from the reward as it is
-                if not helps:
+                if not helps:  # a network that went astray is not carried along
                     eta.data.copy_(initial_eta)
                 if helps or needless or run.global_step + run.batch_size >= args.held_steps:
                     state.held, state.first_update, state.used = None, state.iteration, int(helps)

@@ -4,6 +4,7 @@ import sys
 import pytest
 import torch
 
+import ppo_lirpg
 import ppo_metairn
 import ppo_vanilla
 
@@ -12,9 +13,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(params=[ppo_vanilla, ppo_metairn], ids=["vanilla", "metairn"])
+@pytest.fixture(params=[ppo_vanilla, ppo_lirpg, ppo_metairn], ids=["vanilla", "lirpg", "metairn"])
 def script(request):
-    """Each of the two scripts, as a module."""
+    """Each of the scripts, as a module."""
     return request.param
 
 
@@ -28,10 +29,14 @@ def float64():
 
 @pytest.fixture
 def cli(tmp_path, monkeypatch):
-    """cli(script, "--seed", 3) runs a script in this process as its command line would, with its runs in tmp_path."""
+    """cli(script, "--seed", 3) runs a script in this process as its command line would, with its runs in tmp_path.
+
+    Returns the run's folder.
+    """
 
     def run(script, *flags):
+        monkeypatch.setattr(sys, "path", list(sys.path))  # a run appends the current folder
         monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", "--runs-dir", str(tmp_path), *map(str, flags)])
-        script.main(script.parse_args())
+        return script.main(script.parse_args())
 
     return run
