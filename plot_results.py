@@ -324,7 +324,7 @@ def markdown(rows):
 
 
 def fixed(x, decimals=0):
-    return "never" if x == np.inf else f"{round(x, decimals) + 0.0:,.{max(decimals, 0)}f}"  # + 0.0: no -0.00
+    return "never" if x == np.inf else f"{round(float(x), decimals) + 0.0:,.{max(decimals, 0)}f}"  # + 0.0: no -0.00
 
 
 def interval_text(row, name):
