@@ -11,12 +11,13 @@ import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Tuple
 
 
-class Base(gym.Env):
-    """Ten steps of noise, in which action 1 is worth 1 and any other nothing."""
+class Noise(gym.Env):
+    """Ten steps of noise, in which action 1 is worth 1 and any other nothing, where the arguments say nothing else."""
 
     observation_space = Box(-np.inf, np.inf, (3,), np.float32)
-    action_space = Discrete(2)
-    limit = 10
+
+    def __init__(self, obs=lambda x, t: x, reward=lambda action, t: action == 1, limit=10, actions=Discrete(2)):  # noqa: B008
+        self.make_obs, self.make_reward, self.limit, self.action_space = obs, reward, limit, actions
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -24,57 +25,22 @@ class Base(gym.Env):
         return self.obs(), {}
 
     def obs(self):
-        return self.np_random.normal(size=3).astype(np.float32)
-
-    def reward(self, action):
-        return float(action == 1)
-
-    def info(self, action):
-        return {}
+        return np.array(self.make_obs(self.np_random.normal(size=3), self.t), np.float32)
 
     def step(self, action):
+        assert self.action_space.contains(action)
         self.t += 1
-        end = self.t >= self.limit
-        return self.obs(), self.reward(action), end, False, self.info(action) if end else {}
+        return self.obs(), float(self.make_reward(action, self.t)), self.t >= self.limit, False, {}
 
 
-class NanEnd(Base):
-    """A simulation that ends because it has diverged."""
-
-    def obs(self):
-        x = super().obs()
-        x[0] = np.nan if self.t >= self.limit else x[0]
-        return x
-
-
-class Endless(Base):
-    """A continuing task without a time limit."""
-
-    limit = 10**18
-
-
-class Repeat(gym.Env):
-    """Holds a MuJoCo environment: a pickle of it loses its state without an error."""
-
-    def __init__(self):
-        self.inner = gym.make("Hopper-v5")
-        self.observation_space, self.action_space = self.inner.observation_space, self.inner.action_space
-
-    def reset(self, *, seed=None, options=None):
-        return self.inner.reset(seed=seed)
-
-    def step(self, action):
-        return self.inner.step(action)
-
-
-class Forgets(Base):
+class Forgets(Noise):
     """Its pickle has lost the generator of random numbers."""
 
     def __getstate__(self):
         return vars(self) | {"_np_random": None}
 
 
-class OnlySuccess(Base):
+class OnlySuccess(Noise):
     """`success` is in info only where there was one, and lengths differ."""
 
     def reset(self, **kwargs):
@@ -82,17 +48,16 @@ class OnlySuccess(Base):
         self.limit = int(self.np_random.integers(5, 15))
         return result
 
-    def info(self, action):
-        return {"success": True} if action == 1 else {}
+    def step(self, action):
+        *result, end, truncated, _ = super().step(action)
+        return *result, end, truncated, {"success": True} if end and action == 1 else {}
 
 
-class Reuse(Base):
+class Reuse(Noise):
     """One buffer for all observations, which are the time. Episodes end by truncation."""
 
-    def __init__(self):
-        self.buffer = np.zeros(3, np.float32)
-
     def obs(self):
+        self.buffer = vars(self).get("buffer", np.zeros(3, np.float32))
         self.buffer[:] = self.t
         return self.buffer
 
@@ -104,80 +69,52 @@ class Reuse(Base):
 class Lock(Reuse):
     """pickle refuses its state."""
 
-    def __init__(self):
-        super().__init__()
+    def reset(self, **kwargs):
         self.lock = threading.Lock()
+        return super().reset(**kwargs)
 
 
-class Inf(Base):
-    """A sensor that overflows now and then."""
+class Walk(Noise):
+    """A random walk that terminates far from its start and is truncated after 11 steps. The reward is the position."""
 
-    def obs(self):
-        x = super().obs()
-        x[0] = np.inf if self.t == 7 else x[0]
-        return x
-
-
-class NanReward(Base):
-    def reward(self, action):
-        return float("nan") if self.t == 5 else 1.0
-
-
-class GlobalRandom(Base):
-    """Draws from numpy's global stream."""
+    observation_space = Box(-np.inf, np.inf, (2,), np.float32)
 
     def obs(self):
-        return np.random.normal(size=3).astype(np.float32)  # noqa: NPY002
+        self.position = 5.0 if self.t == 0 else self.position + self.np_random.normal()
+        return np.array([self.position, 10.0 * self.t], np.float32)
+
+    def step(self, action):
+        obs, *_ = super().step(action)
+        return obs, self.position, abs(self.position - 5) > 3, self.t == 11, {}
 
 
-class PyRandom(Base):
-    """Draws from Python's global stream."""
+class Records(Noise):
+    """Keeps the actions that it gets and the observations that it gives."""
 
-    def obs(self):
-        return np.array([random.random() for _ in range(3)], np.float32)
-
-
-class Far(Base):
-    """Actions far from 0, of which 15 is the best."""
-
-    action_space = Box(10.0, 20.0, (1,), np.float32)
-
-    def reward(self, action):
-        return -abs(float(action[0]) - 15)
-
-
-class From5(Base):
-    """Actions 5, 6 and 7, of which 6 is the best."""
-
-    action_space = Discrete(3, start=5)
-
-    def reward(self, action):
-        assert self.action_space.contains(action)
-        return float(action == 6)
-
-
-class Records(Base):
-    """Keeps the actions that it gets and the observations that it gives, of any spaces."""
-
-    def __init__(self, observations=Base.observation_space, actions=Base.action_space):
-        self.observation_space, self.action_space = observations, actions
-        self.given, self.got = [], []
+    def __init__(self, observations, actions):
+        super().__init__(reward=lambda action, t: 0, actions=actions)
+        self.observation_space, self.given, self.got = observations, [], []
 
     def obs(self):
         self.observation_space.seed(int(self.np_random.integers(2**31)))
         self.given.append(self.observation_space.sample())
         return self.given[-1]
 
-    def reward(self, action):
+    def step(self, action):
         self.got.append(action)
-        return 0.0
+        return super().step(action)
 
 
-class NeedsArgument(Base):
-    def __init__(self, path):
-        self.path = path
-
-
+NOISE = {
+    "NanEnd": {"obs": lambda x, t: np.where(t == 10, np.nan, x)},  # a simulation that ends because it has diverged
+    "Inf": {"obs": lambda x, t: np.where(t == 7, np.inf, x)},  # a sensor that overflows now and then
+    "GlobalRandom": {"obs": lambda x, t: np.random.normal(size=3)},  # noqa: NPY002
+    "PyRandom": {"obs": lambda x, t: [random.random() for _ in range(3)]},
+    "NanReward": {"reward": lambda action, t: np.nan if t == 5 else 1},
+    "Far": {"reward": lambda action, t: -abs(action[0] - 15), "actions": Box(10.0, 20.0, (1,), np.float32)},
+    "From5": {"reward": lambda action, t: action == 6, "actions": Discrete(3, start=5)},
+    "Endless": {"limit": 10**18},  # a continuing task without a time limit
+}
 SPACES = {
     "Image": Box(0, 255, (4, 5, 3), np.uint8),
     "Dict": Dict({"position": Box(-1, 1, (2,)), "door": Discrete(3)}),
@@ -191,11 +128,13 @@ BOXES = {
     "Mixed": Box(np.float32([-2, -np.inf, 0, 10]), np.float32([np.inf, 0.5, np.inf, 20])),
 }
 
-for name, cls in list(globals().items()):
-    if isinstance(cls, type) and issubclass(cls, gym.Env) and cls is not Base:
-        gym.register(f"{name}-v0", entry_point=f"field_envs:{name}")
+for cls in (Forgets, OnlySuccess, Reuse, Lock, Walk):
+    gym.register(f"{cls.__name__}-v0", cls)
+for name, options in NOISE.items():
+    gym.register(f"{name}-v0", Noise, kwargs=options)
 for name, space in SPACES.items():
-    gym.register(f"{name}Observations-v0", entry_point="field_envs:Records", kwargs={"observations": space})
+    gym.register(f"{name}Observations-v0", Records, kwargs={"observations": space, "actions": Discrete(2)})
 for name, space in BOXES.items():
-    gym.register(f"{name}Actions-v0", entry_point="field_envs:Records", kwargs={"actions": space})
-gym.register("CartPoleNoLimit-v0", entry_point="gymnasium.envs.classic_control:CartPoleEnv")  # no max_episode_steps
+    gym.register(f"{name}Actions-v0", Records, kwargs={"observations": Noise.observation_space, "actions": space})
+gym.register("NeedsArgument-v0", Records)
+gym.register("CartPoleNoLimit-v0", "gymnasium.envs.classic_control:CartPoleEnv")  # no max_episode_steps

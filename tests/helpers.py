@@ -2,27 +2,24 @@
 
 import csv
 import dataclasses
-import signal
 import subprocess
 import sys
 
 import numpy as np
 import torch
 
-TIME_COLUMNS = {"sps", "wall_time"}
 # 8 environments x 4 steps = 32 steps per iteration, evaluated every second iteration
 TINY = ["--chain-length", 4, "--num-envs", 8, "--num-steps", 4, "--num-minibatches", 2, "--update-epochs", 2]
 TINY += ["--eval-every", 64, "--eval-episodes", 3]
 
 
-def only_run(tmp_path):
-    (folder,) = [path for path in tmp_path.iterdir() if path.is_dir()]
-    return folder
-
-
 def read_rows(folder):
     with open(folder / "progress.csv", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def column(folder, name):
+    return [float(row[name]) for row in read_rows(folder)]
 
 
 def read_checkpoint(folder):
@@ -33,7 +30,7 @@ def read_result(folder):
     """All that a run leaves and that must not depend on how often it was interrupted."""
     checkpoint = read_checkpoint(folder)
     state = {name: x for name, x in vars(checkpoint["state"]).items() if name not in ("seconds", "rows")}
-    rows = [{k: v for k, v in row.items() if k not in TIME_COLUMNS} for row in read_rows(folder)]
+    rows = [{k: v for k, v in row.items() if k not in ("sps", "wall_time")} for row in read_rows(folder)]
     arrays = dict(np.load(folder / "intrinsic.npz")) if (folder / "intrinsic.npz").exists() else {}
     return checkpoint["networks"], state, checkpoint["random"], checkpoint["statistics"], rows, arrays
 
@@ -43,8 +40,7 @@ def assert_same(a, b):
     assert type(a) is type(b)
     if isinstance(a, dict):
         assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
+        assert_same(list(a.values()), [b[key] for key in a])
     elif isinstance(a, list | tuple):
         assert len(a) == len(b)
         for x, y in zip(a, b, strict=True):
@@ -57,18 +53,13 @@ def assert_same(a, b):
         assert a == b or (a != a and b != b)  # NaN is the same as NaN
 
 
-def interrupt(monkeypatch, script, count):
-    """Ctrl-C at the start of the rollout of this number. Returns the list of the arguments of all rollouts."""
-    calls, rollout = [], script.rollout
-
-    def interrupted(*args):
-        calls.append(args)
-        if len(calls) == count:
-            signal.raise_signal(signal.SIGINT)
-        return rollout(*args)
-
-    monkeypatch.setattr(script, "rollout", interrupted)
-    return calls
+def roll_out(script, args, num_envs, seed):
+    """-> environments, policy, and the Batch and the episodes of its first rollout"""
+    envs = script.make_envs(args, num_envs)
+    obs, _ = envs.reset(seed=seed)
+    actor = script.Actor(obs.shape[1], envs.single_action_space)
+    batch, _, episodes = script.rollout(envs, actor, obs, args, "cpu")
+    return envs, actor, batch, episodes
 
 
 def run_cli(script, *flags, **kwargs):
@@ -84,21 +75,3 @@ def exit_status(run, *args):
     except SystemExit as ended:
         return ended.code
     raise AssertionError("it has not ended early")
-
-
-def check_refusal(script, cli, tmp_path, capsys, flags, named):
-    """Exit status 2, one line on stderr (the command line's parser words its own), and nothing written."""
-
-    def files():
-        paths = [path for path in sorted(tmp_path.rglob("*")) if path.name != "lock"]
-        return [(path, path.is_file() and path.read_bytes()) for path in paths]
-
-    before = files()
-    assert exit_status(cli, script, *flags) == 2
-    captured = capsys.readouterr()
-    assert named in captured.err
-    if flags[0] not in ("--no-such-flag", "--num-envs=many"):
-        assert captured.err.startswith("error: ")
-        assert captured.err.count("\n") == 1
-    assert captured.out == ""
-    assert files() == before

@@ -1,12 +1,9 @@
 #!/usr/bin/env bash
-# A Slurm of one node, on this machine, as this user, with all of its files in DIR; for test_benchmark.py.
+# For test_benchmark.py: a Slurm of one node, as this user, with all of its files in DIR; it takes arrays of two tasks.
 #
-#   tests/slurm.sh start DIR      then set SLURM_CONF=DIR/slurm.conf
+#   tests/slurm.sh real DIR      then set SLURM_CONF=DIR/slurm.conf (needs apt-get install slurm-wlm munge)
 #   tests/slurm.sh stop DIR
-#   tests/slurm.sh stub DIR       then put DIR first on PATH
-#
-# Needs munged, slurmctld and slurmd (Debian and Ubuntu: apt-get install slurm-wlm munge). The stub needs nothing: its
-# sbatch runs each job at once, and appends its own arguments to DIR/submitted. Both take arrays of two tasks at most.
+#   tests/slurm.sh stub DIR      then put DIR first on PATH: its sbatch notes its arguments, and runs each job at once
 set -euo pipefail
 dir=$2
 export SLURM_CONF=$dir/slurm.conf PATH=$PATH:/usr/sbin
@@ -19,7 +16,7 @@ if [[ $1 == stub ]]; then
 dir=$(dirname "$0") last=1
 [[ ! -e $dir/full ]] || exit 1 # as if no more jobs were allowed
 echo "$*" >>"$dir/submitted"
-job=$(wc -l <"$dir/submitted") job=${job// /}
+job=$(grep -c '' "$dir/submitted")
 for word in "$@"; do
     [[ $word != --array=1-* ]] || last=${word#--array=1-}
     [[ $word != --output=* ]] || output=${word#--output=}
@@ -43,41 +40,19 @@ fi
 
 trap 'cat "$dir"/*.out >&2 || true' ERR # what the daemons said
 mkdir -p "$dir/state" "$dir/spool"
-read -r port1 port2 < <(python3 -c '
-import socket
-sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-print(*(s.getsockname()[1] for s in sockets))')
-host=$(hostname -s)
-cat >"$SLURM_CONF" <<END
-ClusterName=test
-SlurmctldHost=$host(127.0.0.1)
-SlurmctldPort=$port1
-SlurmdPort=$port2
-SlurmUser=$(id -un)
-SlurmdUser=$(id -un)
-AuthType=auth/munge
-AuthInfo=socket=$dir/munge.socket
-StateSaveLocation=$dir/state
-SlurmdSpoolDir=$dir/spool
-SlurmctldPidFile=$dir/slurmctld.pid
-SlurmdPidFile=$dir/slurmd.pid
-SlurmctldLogFile=$dir/slurmctld.log
-SlurmdLogFile=$dir/slurmd.log
-ProctrackType=proctrack/pgid
-TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
-MpiDefault=none
-MaxArraySize=3
-SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
-SlurmdParameters=config_overrides
-ReturnToService=2
-KillWait=5
-SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=1,bf_interval=1
-NodeName=$host NodeAddr=127.0.0.1 CPUs=2 RealMemory=4096 State=UNKNOWN
-PartitionName=test Nodes=$host Default=YES State=UP
-END
+ports='import socket; print(*[s.getsockname()[1] for s in [socket.create_server(("127.0.0.1", 0)) for _ in "12"]])'
+read -r port1 port2 < <(python3 -c "$ports")
+host=$(hostname -s) user=$(id -un)
+printf '%s\n' ClusterName=test "SlurmctldHost=$host(127.0.0.1)" "SlurmctldPort=$port1" "SlurmdPort=$port2" \
+    "SlurmUser=$user" "SlurmdUser=$user" AuthType=auth/munge "AuthInfo=socket=$dir/munge.socket" \
+    "StateSaveLocation=$dir/state" "SlurmdSpoolDir=$dir/spool" "SlurmctldPidFile=$dir/slurmctld.pid" \
+    "SlurmdPidFile=$dir/slurmd.pid" "SlurmctldLogFile=$dir/slurmctld.log" "SlurmdLogFile=$dir/slurmd.log" \
+    ProctrackType=proctrack/pgid TaskPlugin=task/none JobAcctGatherType=jobacct_gather/none MpiDefault=none \
+    AccountingStorageType=accounting_storage/none SelectType=select/cons_tres SelectTypeParameters=CR_CPU \
+    MaxArraySize=3 SlurmdParameters=config_overrides ReturnToService=2 KillWait=5 \
+    SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=1,bf_interval=1 \
+    "NodeName=$host NodeAddr=127.0.0.1 CPUs=2 RealMemory=4096 State=UNKNOWN" \
+    "PartitionName=test Nodes=$host Default=YES State=UP" >"$SLURM_CONF"
 version=$(slurmd -V | tr -dc '0-9.' | cut -d . -f 1,2 | tr -d .)
 ((version < 2311)) || echo "CgroupPlugin=disabled" >"$dir/cgroup.conf" # older ones do not know it, nor need it
 head -c 128 /dev/urandom >"$dir/munge.key"

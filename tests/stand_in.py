@@ -1,7 +1,4 @@
-"""Stands in for a training script, or for plot_results.py, where benchmark.sh is tested. It only counts.
-
-The environment variable AT_CHECKPOINT is Python that every run executes after each of its checkpoints.
-"""
+"""Stands in for plot_results.py and for training scripts, which execute AT_CHECKPOINT after each checkpoint."""
 
 import json
 import os

@@ -1,7 +1,7 @@
 """benchmark.sh as a user runs it: whole, stopped, killed, failing, twice at once, and on Slurm.
 
-All tests but the last run it with stand-ins for the project's scripts, which take no time (stand_in.py). To interrupt a
-benchmark at an exact moment, a run does it itself: `at_checkpoint` is Python that it executes after each checkpoint.
+Most tests run stand-ins for the project's scripts (stand_in.py), which take no time and execute the Python code
+`at_checkpoint` after each checkpoint: so a run itself interrupts the benchmark at an exact moment.
 """
 
 import fcntl
@@ -31,21 +31,14 @@ own     {SHUFFLED} 20 1000"""
 
 
 @pytest.fixture
-def project(tmp_path):
-    """benchmark.sh and stand-ins for all that it runs, in a folder whose name has more than letters"""
-    folder = tmp_path / "a clone of [ppo_metairn] & more"
-    (folder / SHUFFLED).parent.mkdir(parents=True)
-    for name in ("ppo_vanilla", "ppo_metairn", "ppo_lirpg", SHUFFLED, "umbrella_env", "plot_results"):
-        shutil.copy(ROOT / "tests" / "stand_in.py", folder / f"{name}.py")
-    shutil.copy(ROOT / "benchmark.sh", folder)
-    return folder
-
-
-@pytest.fixture
-def benchmark(tmp_path, project):
-    """benchmark("--smoke", SEEDS=1) runs benchmark.sh from elsewhere, with an OUT whose name has more than letters"""
-    folder = tmp_path / "a folder"
+def benchmark(tmp_path):
+    """benchmark("--smoke", SEEDS=1) runs a copy of benchmark.sh from elsewhere; all that this runs are stand-ins."""
+    folder, project = tmp_path / "a folder", tmp_path / "a clone of [ppo_metairn] & more"
     folder.mkdir()
+    (project / SHUFFLED).parent.mkdir(parents=True)
+    for name in ("ppo_vanilla", "ppo_metairn", "ppo_lirpg", SHUFFLED, "umbrella_env", "plot_results"):
+        shutil.copy(ROOT / "tests" / "stand_in.py", project / f"{name}.py")
+    shutil.copy(ROOT / "benchmark.sh", project)
     defaults = {"LENGTHS": 2, "SEEDS": 1, "TOTAL_TIMESTEPS": 3000, "WORKERS": 2, "OUT": "out & put"}
     defaults |= {"PYTHON": sys.executable} | dict.fromkeys(("STUDY", "ALGOS", "ENV_IDS", "EXTRA_ARGS", "LAUNCHER"))
 
@@ -63,7 +56,7 @@ def benchmark(tmp_path, project):
                 fcntl.flock(lock, fcntl.LOCK_EX | leave_at_once)
         return process
 
-    run.out = folder / "out & put"
+    run.out, run.project = folder / "out & put", project
     return run
 
 
@@ -94,7 +87,7 @@ def assert_refused(process, message):
     assert re.match(f"error: .*{message}", process.stderr)
 
 
-def test_the_default_protocol_then_nothing_is_run_again(benchmark, project):
+def test_the_default_protocol_then_nothing_is_run_again(benchmark):
     settings = {"LENGTHS": None, "TOTAL_TIMESTEPS": None, "EXTRA_ARGS": "--eval-every 50000"}
     assert_good(first := benchmark(**settings))
     lines = first.stdout.splitlines()
@@ -102,37 +95,18 @@ def test_the_default_protocol_then_nothing_is_run_again(benchmark, project):
     runs = [f"{name}__{length}__1" for name in ("ppo_vanilla", "ppo_metairn") for length in (2, 5, 10, 20, 50)]
     commands = [shlex.split(line) for line in lines if line.startswith("    ")]  # they can be pasted into a shell
     for run, options in args_of(benchmark.out).items():
-        script = str(project / f"{run.split('__')[0]}.py")
+        script = str(benchmark.project / f"{run.split('__')[0]}.py")
         assert options.pop("script") == script
         (command,) = [c for c in commands if c[:2] == [sys.executable, script] and options["chain-length"] == c[5]]
         assert dict(zip([word[2:] for word in command[2::2]], command[3::2], strict=True)) == options
-    done = re.findall("^(\\d+) of 10 done, \\d running, 0 failed, about \\d+:\\d\\d left; ", first.stdout, re.MULTILINE)
+    done = re.findall("\n(\\d+) of 10 done, \\d running, 0 failed, about \\d+:\\d\\d left; ", first.stdout)
     assert done == [str(number) for number in range(1, 11)]
     assert finished(benchmark.out) == list(args_of(benchmark.out)) == sorted(runs)
-    planned = (benchmark.out / "planned").read_text().splitlines()
-    assert sorted(planned) == sorted(run.replace("__", " ") for run in runs)
-
+    assert sorted((benchmark.out / "planned").read_text().splitlines()) == sorted(x.replace("__", " ") for x in runs)
     before, results = files_in(benchmark.out), numbers(benchmark.out)
     assert_good(second := benchmark(**settings))
     assert "10 runs, of which 10 are finished" in second.stdout
     assert (files_in(benchmark.out), numbers(benchmark.out)) == (before, results)
-
-
-def test_what_ran_is_recorded(benchmark, project):
-    """Commit (not a tag's name), libraries, workers and counts; and no row under another header."""
-    git = ["git", "-C", project, "-c", "user.name=a", "-c", "user.email=a@b"]
-    for command in (["init"], ["add", "."], ["commit", "-m", "a"], ["tag", "-a", "-m", "a", "first"]):
-        subprocess.run([*git, *command], check=True, capture_output=True)
-    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
-    assert benchmark(LENGTHS="2 0", WORKERS=3).returncode == 1
-    expected = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "gymnasium")}
-    expected |= {"commit": commit.strip(), "workers": "3", "finished": "2", "failed": "2"}
-    path = benchmark.out / "invocations.csv"
-    (row,) = pd.read_csv(path, dtype=str).to_dict("records")
-    assert row.items() >= expected.items()
-    assert {"date", "cpu", "mujoco", "seconds"} <= row.keys()
-    path.write_text("date,commit,cpu,workers,finished,failed,seconds\n2026-01-01,abc,A,1,5,0,144\n")
-    assert_refused(benchmark(LENGTHS="5"), "invocations.csv")
 
 
 @pytest.mark.parametrize(
@@ -141,9 +115,10 @@ def test_what_ran_is_recorded(benchmark, project):
 )
 def test_stopped_and_continued_is_as_if_never_stopped(benchmark, name, whom, status):
     """Ctrl-C and a power cut hit all processes, `kill` hits the benchmark alone. Two runs are at work then."""
-    third = "Path(options['runs-dir']).glob('*__3/checkpoint.pt')"  # which starts when the first has finished
-    action = f"if step == 2000 and options['seed'] == '2':\n    while not list({third}): pass\n"
-    action += f"    os.kill{whom}, signal.SIG{name}), {UNTIL_KILLED}\nif options['seed'] == '3': {UNTIL_KILLED}"
+    action = f"""if step == 2000 and options["seed"] == "2":  # the third starts when the first has finished
+    while not list(Path(options["runs-dir"]).glob("*__3/checkpoint.pt")): pass
+    os.kill{whom}, signal.SIG{name}), {UNTIL_KILLED}
+if options["seed"] == "3": {UNTIL_KILLED}"""
     settings = {"SEEDS": "1 2 3", "ALGOS": "ppo_metairn"}
     stopped = benchmark(at_checkpoint=action, **settings)
     assert stopped.returncode == status
@@ -160,11 +135,14 @@ def test_stopped_and_continued_is_as_if_never_stopped(benchmark, name, whom, sta
     assert numbers(benchmark.out) == numbers(benchmark.out.parent / "whole")
 
 
-def test_failed_and_killed_runs_do_not_vanish(benchmark):
-    """Length 0 does not exist, and one run is killed after its second checkpoint."""
+def test_what_failed_or_was_killed_is_said_and_what_ran_is_recorded(benchmark):
+    """Length 0 does not exist, and one run is killed. A commit is no tag's name, and a row stands under its header."""
+    git = ["git", "-C", benchmark.project, "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init"], ["add", "."], ["commit", "-m", "a"], ["tag", "-a", "-m", "a", "first"]):
+        subprocess.run([*git, *command], check=True, capture_output=True)
+    commit = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
     action = "if step == 2000 and 'metairn' in options['exp-name']:\n    os.kill(os.getpid(), signal.SIGKILL)"
-    process = benchmark(at_checkpoint=action, LENGTHS="2 0")
-    assert process.returncode == 1
+    process = benchmark(at_checkpoint=action, LENGTHS="2 0", WORKERS=3)
     assert ", 3 failed, about 0:00 left; " in process.stdout
     assert "ppo_metairn 2 1 FAILED with status 137" in process.stdout
     assert "not finished: ppo_metairn 2 1: killed by signal 9 (" in process.stdout
@@ -173,28 +151,32 @@ def test_failed_and_killed_runs_do_not_vanish(benchmark):
         why = f"error: no UmbrellaLength-v0 of length 0 (out & put/logs/{algo}__0__1.log)"
         assert f"not finished: {algo} 0 1: {why}\n" in process.stdout
     assert finished(benchmark.out) == ["ppo_vanilla__2__1"]
+    expected = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "gymnasium")}
+    expected |= {"commit": commit, "workers": "3", "finished": "1", "failed": "3"}
+    (row,) = pd.read_csv(path := benchmark.out / "invocations.csv", dtype=str).to_dict("records")
+    assert row.items() >= expected.items()
+    assert {"date", "cpu", "mujoco", "seconds"} <= row.keys()
     again = benchmark(LENGTHS="2 0")
-    assert again.returncode == 1
+    assert (process.returncode, again.returncode) == (1, 1)
     assert finished(benchmark.out) == ["ppo_metairn__2__1", "ppo_vanilla__2__1"]
     assert "ppo_vanilla 0 1 FAILED" in again.stdout  # was tried again
+    path.write_text("date,commit,cpu,workers,finished,failed,seconds\n2026-01-01,abc,A,1,5,0,144\n")
+    assert_refused(benchmark(LENGTHS="5"), "invocations.csv")
 
 
-def test_a_second_benchmark_leaves(benchmark, project):
+def test_a_second_benchmark_leaves(benchmark):
     """The second one is started by a run of the first; so is a third, when SIGKILL has made that run an orphan."""
     action = f"""if step == 1000:
     del os.environ["AT_CHECKPOINT"]
-    again = {["bash", str(project / "benchmark.sh")]}
-    with open("second", "w") as second, open("third", "w") as third:
-        statuses = [subprocess.call(again, stdout=second, stderr=second)]
+    again = {["bash", str(benchmark.project / "benchmark.sh")]}
+    with open("said", "w") as said:
+        print(subprocess.call(again, stdout=said, stderr=said), file=said, flush=True)
         os.kill(parent := os.getppid(), signal.SIGKILL)
         while os.getppid() == parent: pass
-        statuses += [subprocess.call(again, stdout=third, stderr=third)]
-    print(statuses, file=open("statuses", "w"))"""
+        print(subprocess.call(again, stdout=said, stderr=said), file=said)"""
     assert benchmark(at_checkpoint=action, WORKERS=1, LENGTHS="2 5").returncode == -9
-    statuses, *texts = [(benchmark.out.parent / name).read_text() for name in ("statuses", "second", "third")]
-    assert statuses == "[2, 2]\n"
-    for text in texts:
-        assert text.startswith("error: another benchmark, or a run that one left behind")
+    said = (benchmark.out.parent / "said").read_text()
+    assert re.fullmatch("(error: another benchmark, or a run that one left behind.*\n2\n){2}", said)
     assert_good(benchmark(LENGTHS="2 5"))
 
 
@@ -241,14 +223,13 @@ def test_help_and_report_run_nothing(benchmark):
     assert_good(benchmark(ALGOS="ppo_vanilla"))
     before = files_in(benchmark.out)
     partial = benchmark("--report")
-    assert partial.returncode == 1
-    assert [process.stdout.count("figures and tables of what is finished") for process in (nothing, partial)] == [0, 1]
-    for process in (nothing, partial):
+    assert (partial.returncode, files_in(benchmark.out)) == (1, before)
+    for process, drawn in ((nothing, 0), (partial, 1)):
+        assert process.stdout.count("figures and tables of what is finished") == drawn
         assert "not finished: ppo_metairn 2 1: never started (out & put/logs/ppo_metairn__2__1.log)" in process.stdout
-    assert files_in(benchmark.out) == before
 
 
-def test_study_and_runs_of_another_kind(benchmark, project):
+def test_study_and_runs_of_another_kind(benchmark):
     """A selection of its arms first, then more of them, in the same OUT. Other options or scripts need another OUT."""
     assert_good(benchmark(text=ARMS, ALGOS="teacher", SEEDS="1 2"))
     assert finished(benchmark.out) == ["teacher__2__1", "teacher__2__2"]
@@ -258,43 +239,38 @@ def test_study_and_runs_of_another_kind(benchmark, project):
     taught = {"gamma": "1", "irn-from": "out & put/UmbrellaLength-v0__teacher__2__{seed}"}  # {seed} is the script's
     given = {"own__20__1": (SHUFFLED, "1000", {}), "plain__10__1": ("ppo_metairn", "2000", taught)}
     given |= {"plain__2__1": ("ppo_lirpg", "1000", {}), "teacher__2__1": teacher, "teacher__2__2": teacher}
-    args = args_of(benchmark.out)
-    assert finished(benchmark.out) == list(args) == list(given)
+    assert finished(benchmark.out) == list(args := args_of(benchmark.out)) == list(given)
     for run, (script, steps, options) in given.items():
         expected = {"eval-every": "1000", "eval-episodes": "100", "runs-dir": "out & put", "total-timesteps": steps}
         expected |= dict(zip(("exp-name", "chain-length", "seed"), run.split("__"), strict=True))
-        assert args[run] == expected | options | {"script": str(project / f"{script}.py")}
-
+        assert args[run] == expected | options | {"script": str(benchmark.project / f"{script}.py")}
     report = benchmark("--report", text=ARMS)
-    assert report.returncode == 1
-    assert re.findall("not finished: (.*): never started", report.stdout) == ["plain 5 1"]
+    assert (report.returncode, re.findall("not finished: (.*): never", report.stdout)) == (1, ["plain 5 1"])
     assert_good(benchmark("--report", text=ARMS, ALGOS="plain", LENGTHS="2 10"))
-    for text in (ARMS.replace("2000", "3000"), ARMS + "\nanother ppo_vanilla 2 1000"):
-        assert_refused(benchmark(text=text), "holds runs of another kind")
-    assert_refused(benchmark(text=ARMS, EXTRA_ARGS="--gamma 1"), "holds runs of another kind")
-    assert_refused(benchmark(TOTAL_TIMESTEPS=1000), "holds runs of another kind")
-    for path in (project / "ppo_vanilla.py", project / "umbrella_env.py", project / f"{SHUFFLED}.py"):
-        content = path.read_text()
-        path.write_text(content + "# changed")
+    others = [{"text": ARMS.replace("2000", "3000")}, {"text": ARMS + "\nanother ppo_vanilla 2 1000"}]
+    for settings in [*others, {"text": ARMS, "EXTRA_ARGS": "--gamma 1"}, {"TOTAL_TIMESTEPS": 1000}]:
+        assert_refused(benchmark(**settings), "holds runs of another kind")
+    for name in ("ppo_vanilla", "umbrella_env", SHUFFLED):
+        content = (script := benchmark.project / f"{name}.py").read_text()
+        script.write_text(content + "# changed")
         assert_refused(benchmark(text=ARMS, ALGOS="teacher"), "holds runs of another kind")
-        path.write_text(content)
+        script.write_text(content)
     assert_good(benchmark(text=ARMS + "\n# said in other words", ALGOS="teacher"))
 
 
 @pytest.mark.parametrize("key", ["", "#hidden_50__ppo.tpe"])
-def test_options_from_a_file(benchmark, project, key):
+def test_options_from_a_file(benchmark, key):
     """They are those of the run, and another content is another kind of run."""
-    file = project / "results" / "tuned.json"
     text = f"arm ppo_metairn 2 1000 --gae-lambda 0.5 --gamma 0.5 @results/tuned.json{key} --clip-coef 0.1 # words"
 
     def run(options, key=key[1:]):
-        file.write_text(options if isinstance(options, str) else json.dumps({key: options} if key else options))
+        options = options if isinstance(options, str) else json.dumps({key: options} if key else options)
+        (benchmark.project / "results" / "tuned.json").write_text(options)
         return benchmark(text=text)
 
     assert_good(run({"gamma": 1.0, "irn": "mlp", "update_epochs": 2}))
     expected = {"gamma": "1.0", "irn": "mlp", "update-epochs": "2", "gae-lambda": "0.5", "clip-coef": "0.1"}
-    args = args_of(benchmark.out)["arm__2__1"]
-    assert args.items() >= expected.items()
+    assert (args := args_of(benchmark.out)["arm__2__1"]).items() >= expected.items()
     assert "words" not in args.values()
     assert_refused(run({"gamma": 1.0, "irn": "mlp", "update_epochs": 3}), "holds runs of another kind")
     where = "arms of it.txt, line 1: "
@@ -308,8 +284,7 @@ def test_environments(benchmark):
     """Each has a folder of its own; one that does not exist fails, and the others are run."""
     settings = {"text": ENVS, "ENV_IDS": "CartPole-v1 gymnasium.envs:Nothing-v0 Pendulum-v1", "EXTRA_ARGS": "--gamma 1"}
     first = benchmark(**settings)
-    assert first.returncode == 1
-    assert "not finished: small 0 1: error: no Nothing-v0" in first.stdout
+    assert (first.returncode, first.stdout.count("not finished: small 0 1: error: no Nothing-v0")) == (1, 1)
     assert {path.name for path in benchmark.out.iterdir()} == {"CartPole-v1", "Nothing-v0", "Pendulum-v1"}
     assert finished(benchmark.out / "Nothing-v0") == []
     settings["ENV_IDS"] = "CartPole-v1 Pendulum-v1"
@@ -330,8 +305,7 @@ def test_a_signal_ends_all_environments(benchmark, whom, status):
     """Ctrl-C goes to all processes, kill to the one that was started alone; this run has both as ancestors."""
     settings = {"text": ENVS, "ENV_IDS": "CartPole-v1 Pendulum-v1", "ALGOS": "small"}
     stopped = benchmark(at_checkpoint=f"os.{whom}, {UNTIL_KILLED}", WORKERS=1, **settings)
-    assert stopped.returncode == status
-    assert stopped.stdout.count("stopped; the same command goes on") == 1
+    assert (stopped.returncode, stopped.stdout.count("stopped; the same command goes on")) == (status, 1)
     assert not (benchmark.out / "Pendulum-v1").exists()
     assert_good(benchmark(**settings))
     assert finished(benchmark.out / "CartPole-v1") == finished(benchmark.out / "Pendulum-v1") == ["small__0__1"]
@@ -342,20 +316,19 @@ def slurm(request, tmp_path, monkeypatch):
     """A Slurm of one node with two CPUs that takes arrays of two tasks, or a stub of it -> its folder"""
     script, folder = ROOT / "tests" / "slurm.sh", tmp_path / "slurm"
     folder.mkdir()
-    if request.param == "stub":
-        subprocess.run(["bash", script, "stub", folder], check=True)
-        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-        yield folder
-        return
-    started = subprocess.run(["bash", script, "start", folder], capture_output=True, text=True)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")  # the stub's
+    real = request.param == "real"
+    started = subprocess.run(["bash", script, request.param, folder], capture_output=True, text=True, check=not real)
     try:
         if started.returncode:
             pytest.skip(f"no Slurm starts here (apt-get install slurm-wlm munge): {started.stderr}")
-        monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+        if real:
+            monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
         yield folder
     finally:
-        subprocess.run(["scancel", "--user", str(os.getuid())], capture_output=True)
-        subprocess.run(["bash", script, "stop", folder], check=True)
+        if real:
+            subprocess.run(["scancel", "--user", str(os.getuid())], capture_output=True)
+            subprocess.run(["bash", script, "stop", folder], check=True)
 
 
 def test_slurm(benchmark, slurm):
@@ -396,10 +369,10 @@ os.replace = lambda source, target: (replace(source, target), str(target).endswi
 
 
 @pytest.mark.slow
-def test_own_scripts_continue_to_the_same_numbers(benchmark, project, tmp_path):
+def test_own_scripts_continue_to_the_same_numbers(benchmark, tmp_path):
     """All are killed. Two of the checkpoints are then damaged, so that these runs begin again."""
     for path in [*ROOT.glob("ppo_*.py"), ROOT / "umbrella_env.py", ROOT / "plot_results.py"]:
-        shutil.copy(path, project)
+        shutil.copy(path, benchmark.project)
     (tmp_path / "sitecustomize.py").write_text(KILL_AT_THE_THIRD_CHECKPOINT)
     scripts = ["ppo_lirpg", "ppo_metairn", "ppo_vanilla"]
     settings = {"ALGOS": " ".join(scripts), "TOTAL_TIMESTEPS": 4000}

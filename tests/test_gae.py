@@ -10,23 +10,15 @@ from ppo_vanilla import compute_gae  # the other scripts' is the same text: test
 
 
 def brute_force(rewards, values, next_values, terminations, dones, gamma, gae_lambda):
-    """Eq. 16 of Schulman et al. 2016 as it stands: the lambda-weighted mean of all k-step advantages.
-
-    A^(k) = sum_{l<k} gamma^l r_{t+l} + gamma^k V(s_{t+k}) - V(s_t), the weights (1 - lambda) lambda^(k-1), and all the
-    remaining weight on the last k that the episode (or the rollout) allows.
-    """
-    T, N = rewards.shape
+    """Schulman et al. 2016, eq. 16: k-step advantages, weights (1 - lambda) lambda^(k-1), the last by all the rest"""
     advantages = np.zeros_like(rewards)
-    for n in range(N):
-        for t in range(T):
-            last = next((i for i in range(t, T) if dones[i, n]), T - 1) - t + 1
-            for k in range(1, last + 1):
-                end = t + k - 1
-                bootstrap = 0.0 if terminations[end, n] else next_values[end, n]
-                discounts = gamma ** np.arange(k)
-                k_step = discounts @ rewards[t : end + 1, n] + gamma**k * bootstrap - values[t, n]
-                weight = gae_lambda ** (k - 1) * (1 if k == last else 1 - gae_lambda)
-                advantages[t, n] += weight * k_step
+    for t, n in np.ndindex(rewards.shape):
+        last = next((i for i in range(t, len(rewards)) if dones[i, n]), len(rewards) - 1) - t + 1
+        for k in range(1, last + 1):
+            end = t + k - 1
+            bootstrap = 0.0 if terminations[end, n] else next_values[end, n]
+            k_step = gamma ** np.arange(k) @ rewards[t : end + 1, n] + gamma**k * bootstrap - values[t, n]
+            advantages[t, n] += gae_lambda ** (k - 1) * (1 if k == last else 1 - gae_lambda) * k_step
     return advantages
 
 
@@ -69,7 +61,7 @@ def test_nan_reaches_the_earlier_steps_of_its_episode_and_no_others(which):
 
 
 def test_the_value_of_a_terminal_state_is_never_used():
-    """It may be NaN: the terminal step's advantage is its reward minus its value, and no gradient is NaN."""
+    """It may be NaN: the terminal step's advantage is its reward minus its value."""
     rewards, values, next_values, terminations, dones = map(torch.from_numpy, random_rollout(12, 2, seed=3, p_done=0))
     dones[[4, 8]], terminations[4], next_values[4] = 1, 1, torch.nan
     inputs = [x.requires_grad_() for x in (rewards, values, next_values)]

@@ -12,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from helpers import roll_out
 from torch.utils.tensorboard import SummaryWriter
 
 import ppo_lirpg
@@ -22,7 +23,6 @@ RESULTS = Path(__file__).parents[1] / "results"
 T, N = 12, 3
 DISCRETE, BOX = gym.spaces.Discrete(3), gym.spaces.Box(-1, 1, (2,))
 SPACES = pytest.mark.parametrize("space", [DISCRETE, BOX], ids=["discrete", "box"])
-EPISODIC = pytest.mark.parametrize("kind", ["redistribution", "kernel", "attention"])
 REDISTRIBUTES = pytest.mark.parametrize("kind", ["redistribution", "kernel"])
 
 
@@ -32,10 +32,8 @@ def make_irn(space=DISCRETE, kind="redistribution"):
     if kind in ("mlp", "attention"):
         return ppo_lirpg.IntrinsicRewardNetwork(4, space, kind, dim=8)
     irn = IntrinsicRewardNetwork(4, space, kind, dim=8)
-    if kind == "redistribution":
-        irn.query.weight.data *= 20
-    else:
-        irn.net[-1].weight.data *= 100
+    weight, factor = (irn.query.weight, 20) if kind == "redistribution" else (irn.net[-1].weight, 100)
+    weight.data *= factor
     return irn
 
 
@@ -46,8 +44,7 @@ def reward_of(irn, *episodes):
 
 
 def make_episodes(space=DISCRETE, lengths=(5, 7)):
-    """obs, actions, rewards, dones of N environments, each with episodes of the given lengths one after another; what
-    is left of T is the beginning of an episode that the rollout's end cuts."""
+    """obs, actions, rewards, dones of N environments; the rollout's end cuts what is left of T."""
     torch.manual_seed(1)
     obs, rewards, dones = torch.randn(T, N, 4), torch.randn(T, N), torch.zeros(T, N)
     dones[np.cumsum(lengths) - 1] = 1
@@ -57,11 +54,10 @@ def make_episodes(space=DISCRETE, lengths=(5, 7)):
 
 def ends_of(lengths):
     """(first step, first step of the next) of each episode"""
-    ends = sorted({0, *np.cumsum(lengths).astype(int).tolist(), T})
-    return list(itertools.pairwise(ends))
+    return list(itertools.pairwise(sorted({0, *np.cumsum(lengths).astype(int).tolist(), T})))
 
 
-@pytest.mark.parametrize("script", [ppo_lirpg, ppo_metairn], ids=["lirpg", "metairn"])
+@pytest.mark.parametrize("script", [ppo_lirpg, ppo_metairn])
 def test_episodes_and_times(script):
     dones = torch.tensor([[0, 1], [1, 0], [0, 0], [0, 1], [0, 1]]).float()
     episode, time = script.episodes_and_times(dones)
@@ -69,11 +65,11 @@ def test_episodes_and_times(script):
     assert time.T.tolist() == [[0, 1, 0, 1, 2], [0, 0, 1, 2, 0]]
 
 
+READ = [("redistribution", "obs"), ("redistribution", "reward")]
+
+
 @SPACES
-@pytest.mark.parametrize(
-    ("kind", "what"),
-    [("redistribution", "obs"), ("redistribution", "reward")] + [("attention", x) for x in ("obs", "action", "reward")],
-)
+@pytest.mark.parametrize(("kind", "what"), [*READ, *(("attention", x) for x in ("obs", "action", "reward"))])
 def test_one_change_alters_every_step_of_its_episode_and_no_bit_of_any_other(space, kind, what):
     irn, episodes = make_irn(space, kind), make_episodes(space)
     before = reward_of(irn, *episodes)
@@ -88,12 +84,11 @@ def test_one_change_alters_every_step_of_its_episode_and_no_bit_of_any_other(spa
     assert torch.equal(before != reward_of(irn, obs, actions, rewards, dones), expected)
 
 
-@EPISODIC
+@pytest.mark.parametrize("kind", ["redistribution", "kernel", "attention"])
 def test_an_episode_is_the_same_wherever_it_stands_in_the_rollout(kind):
     irn = make_irn(kind=kind)
-    obs, actions, rewards, dones = make_episodes(lengths=(5, 7))
-    swapped = [torch.cat([x[5:], x[:5]]) for x in (obs, actions, rewards, dones)]
-    r_in, moved = reward_of(irn, obs, actions, rewards, dones), reward_of(irn, *swapped)
+    episodes = make_episodes(lengths=(5, 7))
+    r_in, moved = reward_of(irn, *episodes), reward_of(irn, *(torch.cat([x[5:], x[:5]]) for x in episodes))
     torch.testing.assert_close(torch.cat([r_in[5:], r_in[:5]]), moved, rtol=0, atol=1e-6)
 
 
@@ -112,8 +107,7 @@ def test_attention_is_self_attention_within_each_episode():
 @REDISTRIBUTES
 @pytest.mark.parametrize("lengths", [(12,), (5, 7), (1, 4), (3, 3, 1), ()], ids=str)
 def test_redistribution_creates_no_reward(lengths, kind):
-    """Also in an episode that the rollout's end cuts, or of a single step. Each reward is shared out over its episode,
-    and a step gets its share of every reward and gives up its own. So the intrinsic reward sums to 0."""
+    """A step gets its share of every reward of its episode and gives up its own."""
     obs, actions, rewards, dones = make_episodes(lengths=lengths)
     r_in, weights = make_irn(kind=kind)(obs, actions, rewards, dones)
     own = torch.block_diag(*[torch.ones(end - start, end - start) for start, end in ends_of(lengths)]).bool()
@@ -136,8 +130,7 @@ def test_redistribution_begins_nearly_uniform(kind):
 
 
 def test_redistribution_is_as_sharp_on_long_episodes_as_on_short_ones():
-    """Scalable softmax: with logits times log n, one step that stands out by a fixed margin keeps its weight. Here all
-    reward goes to where obs[0] is 1: a margin of c * log n / log 10 gives 1 / (1 + (n - 1) * n^(-c / log 10))."""
+    """A step whose score stands out by c * log n / log 10 keeps a weight of 1 / (1 + (n - 1) * n^(-c / log 10))."""
     irn = IntrinsicRewardNetwork(1, DISCRETE, "redistribution", dim=1)
     for p in irn.parameters():
         torch.nn.init.zeros_(p)
@@ -153,7 +146,7 @@ def test_redistribution_is_as_sharp_on_long_episodes_as_on_short_ones():
 
 
 def test_kernel_is_a_function_of_the_elapsed_time(tmp_path):
-    """Brute force, reward by reward. It is the same in another environment, whose observations make no difference."""
+    """By brute force, reward by reward; and in another environment."""
     obs, actions, rewards, dones = make_episodes(lengths=(5, 7))
     irn = make_irn(kind="kernel")
     _, weights = irn(obs, actions, rewards, dones)
@@ -162,8 +155,7 @@ def test_kernel_is_a_function_of_the_elapsed_time(tmp_path):
             ago = torch.arange(source - start, source - end, -1.0)  # of each step of the episode, as destination
             scores = irn.net((ago.sign() * (1 + ago.abs()).log() / 3).unsqueeze(-1)).squeeze(-1)
             expected = (scores * math.log10(end - start)).softmax(0)
-            for n in range(N):
-                torch.testing.assert_close(weights[n, 0, start:end, source], expected)
+            torch.testing.assert_close(weights[:, 0, start:end, source], expected.expand(N, -1))
     assert weights[0, 0, 5:, 8].max() > 1.5 / 7  # far from uniform
     other = IntrinsicRewardNetwork(9, BOX, "kernel", dim=8)
     torch.save({"config": irn.config, "parameters": irn.state_dict()}, tmp_path / "irn.pt")
@@ -172,7 +164,6 @@ def test_kernel_is_a_function_of_the_elapsed_time(tmp_path):
 
 
 def test_the_table_of_kernels_says_where_they_pay(tmp_path):
-    """A reward of the window's goes to 0 to 19 steps ago, at the end of a rollout that nothing ends."""
     script = runpy.run_path(str(RESULTS / "continuous_control" / "networks.py"))
     for seed in (10, 9):
         folder, irn = tmp_path / f"Swimmer-v5__teacher__0__{seed}", script["window"](20)
@@ -190,11 +181,10 @@ def test_the_table_of_kernels_says_where_they_pay(tmp_path):
 
 def test_mlp_reads_one_state_and_action():
     irn, episodes = make_irn(kind="mlp"), make_episodes()
-    before = irn(*episodes)
     obs, actions, rewards, dones = (x.clone() for x in episodes)
     obs[3, 1] += 1
     actions[6, 2] = (actions[6, 2] + 1) % 3
-    changed = before != irn(obs, actions, rewards + 1, 1 - dones)
+    changed = irn(*episodes) != irn(obs, actions, rewards + 1, 1 - dones)
     assert changed.nonzero().tolist() == [[3, 1], [6, 2]]
 
 
@@ -205,10 +195,10 @@ def test_every_parameter_has_a_gradient(space, kind):
     (reward_of(irn, *make_episodes(space)) * torch.randn(T, N)).sum().backward()
     for name, p in irn.named_parameters():
         shift = torch.zeros_like(p).bool()  # what adds the same to all scores of a softmax: no gradient, by theory
-        if name == "qkv.bias":
+        if name == "query.bias" or (kind, name) == ("kernel", "net.2.bias"):
+            shift[:] = True
+        elif name == "qkv.bias":
             shift[8:16] = True  # of all keys
-        elif name == "query.bias" or (kind, name) == ("kernel", "net.2.bias"):
-            shift[:] = True  # of all queries, or times: here the softmax goes over them
         assert (p.grad[~shift].abs() > 0).any() or shift.all(), name
         assert (p.grad[shift].abs() < 1e-5).all(), name
 
@@ -222,22 +212,21 @@ def test_what_is_logged_of_a_known_credit(tmp_path):
             block[0] = 0.5
         return 3 * rewards, torch.block_diag(*blocks).expand(N, 1, T, T)
 
-    irn.config, irn.state_dict, writer = {}, dict, Mock()
+    irn.config, irn.state_dict = {}, dict
     state = SimpleNamespace(used=1, test={"evidence": 9.0, "ppo_evidence": 1.0}, credit=[])
     args = ppo_metairn.Args(total_timesteps=210, eval_every=1)
-    run = SimpleNamespace(state=state, folder=tmp_path, args=args, writer=writer, num_iterations=21)
+    run = SimpleNamespace(state=state, folder=tmp_path, args=args, writer=Mock(), num_iterations=21)
     for run.global_step in range(10, 220, 10):
         lengths = (5, 7) if run.global_step < 210 else (3, 9)
         obs, actions, rewards, dones = make_episodes(lengths=lengths)
-        batch = ppo_metairn.Batch(obs, actions, rewards, obs, dones, dones)
-        ppo_metairn.log_credit(run, irn, batch)
+        ppo_metairn.log_credit(run, irn, batch := ppo_metairn.Batch(obs, actions, rewards, obs, dones, dones))
     columns = ppo_metairn.credit_columns(state, irn, batch)
     entropy = math.log(2) + (3 * math.log(2) + 9 * math.log(8)) / 2 / T
     assert list(columns.values()) == pytest.approx([3 * rewards.std().item(), entropy, 9, 1, 1], rel=1e-5)
     for state.used in (0, math.nan):
         assert ppo_metairn.credit_columns(state, irn, batch)["intrinsic_std"] == 0  # as PPO sees it
     assert all(map(math.isnan, ppo_metairn.credit_columns(SimpleNamespace(used=math.nan, test={})).values()))
-    pictures = [call.args[1].shape for call in writer.add_image.call_args_list]  # at most ten
+    pictures = [call.args[1].shape for call in run.writer.add_image.call_args_list]  # at most ten
     assert pictures == [(200, 200)] * 6 + [(201, 201)]  # of 40 and 67 pixels a step
     arrays = np.load(tmp_path / "intrinsic.npz")
     assert arrays["global_step"].tolist() == [*range(10, 220, 10)]
@@ -246,17 +235,14 @@ def test_what_is_logged_of_a_known_credit(tmp_path):
     np.testing.assert_array_equal(arrays["attention_map"], [[0.5] * 3, [0.25] * 3, [0.25] * 3])
 
 
-@pytest.mark.parametrize(("name", "least"), [("oracle", 0.9999), ("irn", 0.9)])
-@pytest.mark.parametrize("length", [2, 10, 200])
+NETWORKS = [*(("oracle", 0.9999, length) for length in (2, 10, 200)), ("irn", 0.9, 10), ("irn", 0.9, 200)]
+
+
+@pytest.mark.parametrize(("name", "least", "length"), NETWORKS)
 def test_the_committed_networks_pay_the_first_step_for_the_last_reward(name, least, length):
     """The oracle for every reward; the taught one (README: 10 steps, seed 3) all but a tenth or less, won or lost."""
-    if name == "irn" and length < 10:
-        pytest.skip("was taught on 10 steps")
     args = ppo_metairn.Args(chain_length=length, num_steps=length, hide_umbrella=True, invert_umbrella=True)
-    envs = ppo_metairn.make_envs(args, 20)
-    obs, _ = envs.reset(seed=1)
-    actor = ppo_metairn.Actor(3, envs.single_action_space)
-    batch, *_ = ppo_metairn.rollout(envs, actor, obs, args, torch.device("cpu"))
+    envs, _, batch, _ = roll_out(ppo_metairn, args, 20, seed=1)
     irn = IntrinsicRewardNetwork(3, envs.single_action_space, "redistribution")
     load_irn(RESULTS / "carry_over" / f"{name}.pt", irn, "cpu")
     with torch.no_grad():

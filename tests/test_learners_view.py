@@ -4,7 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from helpers import assert_same, exit_status, interrupt, only_run, read_checkpoint, read_result, read_rows
+from helpers import assert_same, column, read_checkpoint, read_result
 
 import ppo_lirpg
 import ppo_metairn
@@ -13,6 +13,7 @@ import ppo_vanilla
 # 4 environments x 16 steps = 64 steps per iteration, evaluated every second iteration
 TRAINS = ["--num-envs", 4, "--num-steps", 16, "--num-minibatches", 2, "--update-epochs", 2, "--eval-every", 128]
 TRAINS += ["--eval-episodes", 3, "--total-timesteps", 512]
+WALK = [*TRAINS, "--env-id", "field_envs:Walk-v0"]
 
 
 def fixed(script):
@@ -20,31 +21,7 @@ def fixed(script):
     return ["--meta-learning-rate", 0] if script is ppo_metairn else []
 
 
-class Walk(gym.Env):
-    """A random walk that terminates far from its start and is truncated after 11 steps. The reward is the position."""
-
-    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,))
-    action_space = gym.spaces.Discrete(2)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.position, self.time = 5.0, 0
-        return self.obs(), {}
-
-    def obs(self):
-        return np.array([self.position, 10.0 * self.time], np.float32)
-
-    def step(self, action):
-        self.position += self.np_random.normal()
-        self.time += 1
-        return self.obs(), self.position, abs(self.position - 5) > 3, self.time == 11, {}
-
-
-gym.register("Walk-v0", Walk)
-
-
-def view_of(num_envs, env_id="Walk-v0", **kwargs):
-    """Of ppo_vanilla.py: the other scripts' is the same text"""
+def view_of(num_envs, env_id="field_envs:Walk-v0", **kwargs):
     return ppo_vanilla.make_envs(ppo_vanilla.Args(env_id=env_id, **kwargs), num_envs)
 
 
@@ -52,9 +29,6 @@ def steps_of(envs, count):
     """The first observation, and `count` steps as (obs, rewards, terminations, truncations, infos)."""
     obs, _ = envs.reset(seed=3)
     return obs, [envs.step(np.zeros(envs.num_envs, int)) for _ in range(count)]
-
-
-# ---------------------------------------------------------------------------------------------- delayed rewards
 
 
 @pytest.mark.parametrize("num_envs", [1, 5])
@@ -73,11 +47,8 @@ def test_a_delayed_reward_is_the_sum_since_the_last_one_and_nothing_is_lost(num_
             owed -= due
             if ended:  # what is logged is the environment's own return, whatever the delay
                 assert infos["episode"]["r"][n] == delayed_infos["episode"]["r"][n]
-                episodes, steps = episodes + [ends[0][n], ends[1][n]], 0
+                episodes, steps = episodes + [end[n] for end in ends], 0
     assert (episodes > 2).all()
-
-
-# ---------------------------------------------------------------------------------------------- normalization
 
 
 def test_within_an_episode_normalization_is_that_of_gymnasium():
@@ -100,8 +71,8 @@ def test_statistics_are_of_all_environments_and_both_are_clipped_at_10():
     view = view_of(3, normalize=True, gamma=0.9)
     _, seen = steps_of(view, 300)
     all_obs = np.concatenate([first, *(obs for obs, *_ in raw)])
-    np.testing.assert_allclose(view.statistics[0].mean, all_obs.mean(0), rtol=1e-4)
-    np.testing.assert_allclose(view.statistics[0].var, all_obs.var(0), rtol=1e-4)
+    for name in ("mean", "var"):
+        np.testing.assert_allclose(getattr(view.statistics[0], name), getattr(all_obs, name)(0), rtol=1e-4)
     returns, running = [], np.zeros(3)
     for _, rewards, terminations, truncations, _ in raw:
         running = 0.9 * running + rewards
@@ -120,18 +91,17 @@ def test_statistics_are_of_all_environments_and_both_are_clipped_at_10():
 
 
 def test_without_normalize_nothing_is_changed_or_learned():
-    plain = gym.make_vec("Walk-v0", 3, "sync", {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP})
+    plain = gym.make_vec("field_envs:Walk-v0", 3, "sync", {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP})
     view = view_of(3)
     obs, _ = view.reset(seed=3)
     np.testing.assert_array_equal(obs, plain.reset(seed=3)[0])
     for _ in range(50):
-        seen, expected = view.step(np.zeros(3, int)), plain.step(np.zeros(3, int))
-        assert_same(list(seen[:4]), list(expected[:4]))
+        assert_same(*(envs.step(np.zeros(3, int))[:4] for envs in (view, plain)))
     assert view.statistics[0].count == pytest.approx(1e-4)
 
 
 def test_an_evaluation_uses_the_statistics_and_leaves_them_alone(script, cli, monkeypatch):
-    folder = cli(script, *TRAINS, *fixed(script), "--env-id", "Walk-v0", "--normalize")
+    folder = cli(script, *WALK, *fixed(script), "--normalize")
     stored = read_checkpoint(folder)["statistics"]
     assert stored[0].count == pytest.approx(512 + 4 + 1e-4)  # the training's steps and its first observations
     used, first, make_envs = [], [], script.make_envs
@@ -143,30 +113,25 @@ def test_an_evaluation_uses_the_statistics_and_leaves_them_alone(script, cli, mo
         return used[-1]
 
     monkeypatch.setattr(script, "make_envs", recorded)
-    before = (folder / "checkpoint.pt").read_bytes()
+    before = {path: path.read_bytes() for path in folder.iterdir()}
     cli(script, "--evaluate", folder)
     assert_same(used[-1].statistics, stored)
-    expected = np.array([5, 0]) - stored[0].mean
-    np.testing.assert_allclose(first[-1][0][0], expected / np.sqrt(stored[0].var), rtol=1e-5)
-    assert (folder / "checkpoint.pt").read_bytes() == before
+    expected = ([5, 0] - stored[0].mean) / np.sqrt(stored[0].var)
+    np.testing.assert_allclose(first[-1][0][0], expected, rtol=1e-5)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
-# ---------------------------------------------------------------------------------------------- segments
+KINDS = [(ppo_lirpg, ["--outer-batch", "same", "--irn", x]) for x in ("mlp", "attention")]
+KINDS += [(ppo_metairn, ["--irn", x]) for x in ("redistribution", "kernel")]
 
 
-@pytest.mark.parametrize(
-    ("script", "flags"),
-    [(ppo_vanilla, [])]
-    + [(ppo_lirpg, ["--outer-batch", "same", "--irn", x]) for x in ("mlp", "attention")]
-    + [(ppo_metairn, ["--irn", x]) for x in ("redistribution", "kernel")],
-    ids=["vanilla", "mlp", "attention", "redistribution", "kernel"],
-)
+@pytest.mark.parametrize(("script", "flags"), [(ppo_vanilla, []), *KINDS])
 def test_all_segments_in_one_minibatch_are_the_whole_rollouts(script, flags, cli, float64):
     """Advantages and intrinsic rewards are of whole rollouts, however they are cut."""
-    common = [*TRAINS, *fixed(script), "--env-id", "Walk-v0", "--num-minibatches", 1, "--normalize", *flags]
+    common = [*WALK, *fixed(script), "--num-minibatches", 1, "--normalize", *flags]
     networks = []
     for length in (16, 8, 1):
-        cut = ["--segment-length", length, "--exp-name", f"S{length}", "--total-timesteps", 64]
+        cut = ["--segment-length", length, "--exp-name", length, "--total-timesteps", 64]
         networks.append(read_checkpoint(cli(script, *common, *cut))["networks"])
         torch.testing.assert_close(networks[-1], networks[0], rtol=1e-7, atol=1e-7)
 
@@ -180,42 +145,28 @@ def test_a_segment_is_a_minibatchs_unit(script, cli, monkeypatch):
         return policy_loss(new_logprobs, *args)
 
     monkeypatch.setattr(script, "policy_loss", recorded)
-    flags = [*TRAINS, *fixed(script), "--env-id", "Walk-v0", "--num-minibatches", 16, "--total-timesteps", 64]
-    cli(script, *flags, "--segment-length", 4)
+    flags = ["--num-minibatches", 16, "--total-timesteps", 64, "--segment-length", 4]
+    cli(script, *WALK, *fixed(script), *flags)
     assert seen == [(4, 1)] * 16 * 2 * (2 if script is ppo_lirpg else 1)  # there, of inner and outer step
 
 
-# ---------------------------------------------------------------------------------------------- MuJoCo
-
-
-def hopper(script):
-    flags = ["--env-id", "Hopper-v5", "--normalize", "--reward-delay", 5, "--segment-length", 4]
-    return [*TRAINS, *fixed(script), *flags]
-
-
 @pytest.mark.slow
-def test_mujoco_loses_no_statistics_when_it_is_resumed(script, cli, tmp_path, monkeypatch):
+def test_mujoco_loses_no_statistics_when_it_is_resumed_and_repeats_a_run(script, cli, interrupt, capsys):
     pytest.importorskip("mujoco", reason="needs requirements-mujoco.txt")
-    calls = interrupt(monkeypatch, script, 4)
-    assert exit_status(cli, script, *hopper(script)) == 130
-    folder = only_run(tmp_path)
+    flags = ["--env-id", "Hopper-v5", "--normalize", "--reward-delay", 5, "--segment-length", 4, *fixed(script)]
+    straight = [cli(script, *TRAINS, *flags, "--exp-name", name) for name in ("a", "b")]
+    assert_same(*map(read_result, straight))
+    folder, calls = interrupt(script, cli, script, *TRAINS, *flags)
     assert read_checkpoint(folder)["statistics"][0].count == pytest.approx(2 * 64 + 4 + 1e-4)  # the last evaluation
     cli(script, "--resume", folder)
     assert len(calls) == 4 + 6
     ended = read_checkpoint(folder)["statistics"]
     assert ended[0].count == pytest.approx(512 + 4 + 4 + 1e-4)  # new episodes began when it was resumed
     assert ended[1].count == pytest.approx(512 + 1e-4)
-    assert [int(row["global_step"]) for row in read_rows(folder)] == [0, 128, 256, 384, 512]
-
-
-@pytest.mark.slow
-def test_mujoco_same_seed_same_progress_and_evaluation_from_the_folder(script, cli, capsys):
-    pytest.importorskip("mujoco", reason="needs requirements-mujoco.txt")
-    folders = [cli(script, *hopper(script), "--exp-name", name) for name in ("a", "b")]
-    assert_same(*map(read_result, folders))
+    assert column(folder, "global_step") == [0, 128, 256, 384, 512]
     capsys.readouterr()
-    for folder in folders:
-        cli(script, "--evaluate", folder)
+    for path in straight:
+        cli(script, "--evaluate", path)
     first, second = capsys.readouterr().out.splitlines()
     assert first == second
     assert float(first.split("return ")[1].split(",")[0]) > 0

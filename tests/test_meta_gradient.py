@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import roll_out
 from torch import nn
 
 import ppo_lirpg as lirpg
 import ppo_metairn as m
 
 RESULTS = Path(__file__).parents[1] / "results"
-UMBRELLA, CPU = "umbrella_env:UmbrellaLength-v0", torch.device("cpu")
+UMBRELLA = "umbrella_env:UmbrellaLength-v0"
 KINDS = pytest.mark.parametrize("kind", ["mlp", "attention"])
 
 
@@ -32,7 +33,7 @@ def make_problem(env_id, kind, num_envs=6, num_steps=8, **kwargs):
     for p in itertools.chain(actor.net[-1].parameters(), irn.parameters()):
         p.data += 0.3 * torch.randn_like(p)  # away from the nearly uniform policy and the nearly constant reward
     networks = nn.ModuleDict({"actor": actor, "critic": critic, "ext_critic": ext_critic, "irn": irn})
-    return args, networks, lirpg.rollout(envs, actor, obs, args, CPU)[0]
+    return args, networks, lirpg.rollout(envs, actor, obs, args, "cpu")[0]
 
 
 def split(batch, *sizes):
@@ -42,12 +43,10 @@ def split(batch, *sizes):
 
 def mixed_advantages(networks, batch, args):
     """PPO's advantages of the mixed reward [T, N], with a graph that leads to the intrinsic reward network"""
-    with torch.no_grad():
-        values, next_values = networks["critic"](batch.obs), networks["critic"](batch.next_obs)
+    values = [networks["critic"](x).detach() for x in (batch.obs, batch.next_obs)]
     r_in = networks["irn"](batch.obs, batch.actions, batch.rewards, batch.dones)
     rewards = args.extrinsic_coef * batch.rewards + args.intrinsic_coef * r_in
-    ends = batch.terminations, batch.dones
-    return lirpg.compute_gae(rewards, values, next_values, *ends, args.gamma, args.gae_lambda)
+    return lirpg.compute_gae(rewards, *values, batch.terminations, batch.dones, args.gamma, args.gae_lambda)
 
 
 def assert_right_gradient(function, irn):
@@ -57,43 +56,26 @@ def assert_right_gradient(function, irn):
     assert torch.autograd.gradcheck(lambda *_: function(), parameters, atol=1e-9, rtol=1e-5, fast_mode=True)
 
 
-def make_chain(networks, batch, inner_steps, args):
-    """-> theta, eta and a function: the outer loss after steps on two environments each, from the middle of a run"""
-    actor = networks["actor"]
-    with torch.no_grad():
-        logprobs = actor(batch.obs, batch.actions)[0]
-        logprobs += 0.3 * torch.randn_like(logprobs)  # a behaviour policy far enough for some ratios to be clipped
-    theta, eta, ext_advantages = *map(lirpg.flat_parameters, (actor, networks["irn"])), torch.randn_like(logprobs)
-    adam = 0.1 * torch.randn_like(theta), 0.01 * torch.rand_like(theta), 5
-
-    def chain(new_theta=theta, new_adam=adam):
-        for mb, mb_logprobs in list(zip(split(batch, 2, 2, 2), logprobs.split(2, 1), strict=True))[:inner_steps]:
-            data = mb.obs, mb.actions, mb_logprobs, mixed_advantages(networks, mb, args)
-            new_theta, new_adam, _ = lirpg.inner_step(actor, new_theta, new_adam, *data, 0.05, args)
-        return lirpg.outer_loss(actor, new_theta, batch.obs, batch.actions, logprobs, ext_advantages, args)
-
-    return theta, eta, chain
-
-
 @pytest.mark.parametrize("inner_steps", [1, 3])
-@pytest.mark.parametrize("env_id", [UMBRELLA, "Pendulum-v1"], ids=["discrete", "continuous"])
+@pytest.mark.parametrize("env_id", [UMBRELLA, "Pendulum-v1"])
 @KINDS
 def test_whole_chain_against_finite_differences(float64, kind, env_id, inner_steps):
-    """IRN -> mixed GAE -> normalized advantage -> clipped PPO loss -> clipped gradient -> Adam -> ... -> outer loss."""
+    """The outer loss after steps on two environments each, from the middle of a run"""
     args, networks, batch = make_problem(env_id, kind, ent_coef=0.01)
-    _, _, chain = make_chain(networks, batch, inner_steps, args)
+    actor = networks["actor"]
+    logprobs = actor(batch.obs, batch.actions)[0].detach()
+    logprobs += 0.3 * torch.randn_like(logprobs)  # a behaviour policy far enough for some ratios to be clipped
+    theta, ext_advantages = lirpg.flat_parameters(actor), torch.randn_like(logprobs)
+    first_adam = 0.1 * torch.randn_like(theta), 0.01 * torch.rand_like(theta), 5
+
+    def chain():
+        new_theta, adam = theta, first_adam
+        for mb, mb_logprobs in list(zip(split(batch, 2, 2, 2), logprobs.split(2, 1), strict=True))[:inner_steps]:
+            data = mb.obs, mb.actions, mb_logprobs, mixed_advantages(networks, mb, args)
+            new_theta, adam, _ = lirpg.inner_step(actor, new_theta, adam, *data, 0.05, args)
+        return lirpg.outer_loss(actor, new_theta, batch.obs, batch.actions, logprobs, ext_advantages, args)
+
     assert_right_gradient(chain, networks["irn"])
-
-
-@KINDS
-def test_meta_gradient_is_finite_when_the_umbrella_is_hidden(kind):
-    """The weights of an input that always reads 0 never get a gradient."""
-    args, networks, batch = make_problem(UMBRELLA, kind, hide_umbrella=True)
-    theta, eta, chain = make_chain(networks, batch, 1, args)
-    adam = lirpg.new_adam(theta)
-    chain(new_adam=adam).backward(inputs=list(networks["irn"].parameters()))
-    assert eta.grad.isfinite().all()
-    assert eta.grad.norm() > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -109,16 +91,16 @@ def test_a_gradient_of_exactly_zero_gives_no_nan(dtype):
 
 
 def test_lirpg_closed_form(float64, monkeypatch):
-    """Zheng et al. 2018, eq. 10 and 11 (slides, "Full derivation"): with one plain gradient step from the policy that
-    acted and no normalization, d J_ex / d eta = alpha lambda sum_t sum_{i >= t} gamma^(i-t) d r_in(s_i, a_i) / d eta
-    * <grad log pi(a_t | s_t), grad J_ex(theta')>, every sum a mean over the batch's steps here."""
+    """Zheng et al. 2018, eq. 10 and 11, sums made means: with one plain gradient step from the policy that acted,
+    d J_ex / d eta = alpha lambda sum_t sum_{i >= t} gamma^(i-t) d r_in(s_i, a_i) / d eta
+    * <grad log pi(a_t | s_t), grad J_ex(theta')>."""
     alpha, lam, gamma = 0.7, 0.4, 0.9
     args, networks, batch = make_problem(UMBRELLA, "mlp", num_envs=2)
     actor, irn, steps = networks["actor"], networks["irn"], batch.rewards.numel()
     networks["critic"].net[-1].weight.data.zero_()  # no critic
     logprobs, ext_advantages = actor(batch.obs, batch.actions)[0].detach(), torch.randn_like(batch.rewards)
-    vars(args).update(gamma=gamma, gae_lambda=1.0, norm_adv=False, intrinsic_coef=lam, clip_coef=1e9)
-    args.max_grad_norm = 1e9
+    vars(args).update(gamma=gamma, gae_lambda=1.0, norm_adv=False, intrinsic_coef=lam)
+    args.clip_coef = args.max_grad_norm = 1e9
     monkeypatch.setattr(lirpg, "adam_step", lambda theta, grad, adam, lr: (theta - lr * grad, adam))
     theta, parameters = lirpg.flat_parameters(actor), list(irn.parameters())
     data = batch.obs, batch.actions, logprobs
@@ -165,7 +147,8 @@ def test_descend_is_torchs_clipping_and_adam(float64, script, limit):
     torch.testing.assert_close(theta, reference, rtol=1e-12, atol=1e-12)
 
 
-# ---------------------------------------------------------------------------------------------- LIRPG's update
+SIZES = [(8, 16, 4, "next"), (8, 4, 4, "same"), (8, 4, 4, "next"), (2, 8, 2, "next"), (1, 4, 2, "next")]
+SIZES += [(1, 4, 1, "same")]
 
 
 def plain_update(networks, batch, frac, args):
@@ -209,17 +192,13 @@ def plain_update(networks, batch, frac, args):
             adam = adam[0].detach(), adam[1].detach(), adam[2]
 
 
-@pytest.mark.parametrize(
-    ("num_envs", "segment_length", "num_minibatches", "outer_batch"),
-    [(8, 16, 4, "next"), (8, 4, 4, "same"), (8, 4, 4, "next"), (2, 8, 2, "next"), (1, 4, 2, "next"), (1, 4, 1, "same")],
-)
+@pytest.mark.parametrize("sizes", SIZES)
 @KINDS
-def test_the_update_is_that_of_whole_rollouts(float64, kind, num_envs, segment_length, num_minibatches, outer_batch):
+def test_the_update_is_that_of_whole_rollouts(float64, kind, sizes):
     """Though it computes rewards and advantages of only those environments that a minibatch has segments of."""
-    sizes = {"num_steps": 16, "segment_length": segment_length, "num_minibatches": num_minibatches}
-    sizes["outer_batch"] = outer_batch
     options = {"update_epochs": 3, "intrinsic_coef": 0.7, "extrinsic_coef": 0.3, "outer_gamma": 0.9, "ent_coef": 0.01}
-    args, networks, batch = make_problem("Pendulum-v1", kind, num_envs, meta_learning_rate=1e-3, **sizes, **options)
+    options |= dict(zip(("num_envs", "segment_length", "num_minibatches", "outer_batch"), sizes, strict=True))
+    args, networks, batch = make_problem("Pendulum-v1", kind, num_steps=16, meta_learning_rate=1e-3, **options)
     batch.dones[[4, 9]], batch.terminations[9] = 1, 1  # one is truncated, one terminated
     expected, before, seen = copy.deepcopy(networks), copy.deepcopy(networks), []
     torch.manual_seed(1)
@@ -233,51 +212,40 @@ def test_the_update_is_that_of_whole_rollouts(float64, kind, num_envs, segment_l
         torch.testing.assert_close(networks.get_parameter(name), p, rtol=1e-6, atol=1e-6, msg=name)
         assert (p - start).abs().max() > 1e-4, name
     torch.manual_seed(1)
-    pieces = 16 // segment_length  # of each environment
-    drawn = [torch.randperm(num_envs * pieces).chunk(args.num_minibatches) for _ in range(3)]
+    pieces = 16 // args.segment_length  # of each environment
+    drawn = [torch.randperm(args.num_envs * pieces).chunk(args.num_minibatches) for _ in range(3)]
     assert seen == [len((mb // pieces).unique()) for epoch in drawn for mb in epoch]
 
 
-# ---------------------------------------------------------------------------------------------- MetaIRN's phase 1
-
-
 ORACLE = RESULTS / "carry_over" / "oracle.pt"
-HELD_KINDS = pytest.mark.parametrize("kind", ["redistribution", "kernel"])
 
 
 def held_problem(chain_length=10, num_envs=12, irn_from=None, **kwargs):
     """Episodes of the untouched policy, the umbrella hidden: args, actor, its theta, an IRN, the Batch [T, N, ...]."""
     args = m.Args(chain_length=chain_length, hide_umbrella=True, num_steps=chain_length, **kwargs)
     torch.manual_seed(0)
-    envs = m.make_envs(args, num_envs)
-    obs, _ = envs.reset(seed=0)
-    obs_dim, space = envs.single_observation_space.shape[0], envs.single_action_space
-    actor, irn = m.Actor(obs_dim, space), m.IntrinsicRewardNetwork(obs_dim, space, args.irn)
+    envs, actor, batch, _ = roll_out(m, args, num_envs, seed=0)
+    irn = m.IntrinsicRewardNetwork(3, envs.single_action_space, args.irn)
     if irn_from:
         m.load_irn(irn_from, irn, "cpu")
-    batch = m.rollout(envs, actor, obs, args, CPU)[0]
     return args, actor, m.flat_parameters(actor), irn, batch
 
 
-def evidence(gains):
-    """Their mean in standard errors"""
+def t_statistic(gains):
     return (gains.mean() / (gains.std() / len(gains) ** 0.5)).item()
 
 
-@HELD_KINDS
-def test_look_ahead_is_ppo_on_each_stretch_alone(float64, kind):
-    """By brute force: a copy of the policy for each stretch of 5 steps (kernel: one for all), torch's Adam, torch's
-    clipping, one by one."""
+@pytest.mark.parametrize(("kind", "used"), [("redistribution", True), ("kernel", True), ("redistribution", False)])
+def test_look_ahead_is_ppo_on_each_stretch_alone(float64, kind, used):
+    """By a copy of the policy for each stretch of 5 steps (kernel: one), torch's Adam and clipping. Also without IRN"""
     args, actor, theta, irn, batch = held_problem(irn=kind)
     inner, outer = split(batch, 5, 7)
-    gains = m.look_ahead_gains(actor, theta, irn, inner, outer, args)
-    advantages = []
+    gains = m.look_ahead_gains(actor, theta, irn if used else None, inner, outer, args)
+    advantages, expected = [], torch.zeros(7)
     for x in (inner, outer):
-        mixed, zeros = irn(x.obs, x.actions, x.rewards, x.dones)[0].detach() + x.rewards, torch.zeros_like(x.rewards)
-        ends = x.terminations, x.dones, args.gamma, args.gae_lambda
-        advantages.append(m.compute_gae(mixed, zeros, zeros, *ends))
-    outer_advantages = m.normalize(advantages[1])
-    expected = torch.zeros(7)
+        zeros = torch.zeros_like(x.rewards)
+        mixed = x.rewards + (irn(x.obs, x.actions, x.rewards, x.dones)[0].detach() if used else zeros)
+        advantages.append(m.compute_gae(mixed, zeros, zeros, x.terminations, x.dones, args.gamma, args.gae_lambda))
     for t in (slice(0, 10),) if kind == "kernel" else (slice(0, 5), slice(5, 10)):
         policy = m.Actor(3, m.gym.spaces.Discrete(2))
         policy.load_state_dict(actor.state_dict())
@@ -292,37 +260,32 @@ def test_look_ahead_is_ppo_on_each_stretch_alone(float64, kind):
             torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
             optimizer.step()
         new, old = [x(outer.obs[t], outer.actions[t])[0] for x in (policy, actor)]
-        expected += (((new - old).exp() - 1) * outer_advantages[t]).sum(0).detach()
+        expected += (((new - old).exp() - 1) * m.normalize(advantages[1])[t]).sum(0).detach()
     assert expected.abs().min() > 1e-3
     torch.testing.assert_close(gains.detach(), expected, rtol=1e-6, atol=1e-8)
 
 
-@HELD_KINDS
+@pytest.mark.parametrize("kind", ["redistribution", "kernel"])
 def test_look_ahead_gradient_against_finite_differences(float64, kind):
     args, actor, theta, irn, batch = held_problem(irn=kind)
-    eta = m.flat_parameters(irn)
-    eta.data += 0.3 * torch.randn_like(eta)
-
-    def mean_gain():
-        return m.look_ahead_gains(actor, theta, irn, *split(batch, 6, 6), args).mean()
-
-    assert_right_gradient(mean_gain, irn)
+    for p in irn.parameters():
+        p.data += 0.3 * torch.randn_like(p)
+    assert_right_gradient(lambda: m.look_ahead_gains(actor, theta, irn, *split(batch, 6, 6), args).mean(), irn)
     assert torch.equal(theta.grad, torch.zeros_like(theta))  # the policy stays where it is
 
 
 def test_the_credit_that_is_right_gains_and_no_other_does():
     """40 episodes of 50 steps to learn from, 40 to test. What a wrong credit gains is chance, a few standard errors."""
     args, actor, theta, irn, batch = held_problem(50, 80, ORACLE)
-    halves = split(batch, 40, 40)
-    assert evidence(m.look_ahead_gains(actor, theta, irn, *halves, args)) > m.EVIDENCE
+    gains = partial(m.look_ahead_gains, actor, theta, irn, *split(batch, 40, 40), args)
+    assert t_statistic(gains()) > m.EVIDENCE
     irn.embed.weight.data[0, 4] *= -1  # h[0] is then 1 at the end of an episode: each reward goes to its last step
     irn.embed.weight.data[0, 3 + 1], irn.embed.weight.data[0, 3 + 2] = 0, -100
-    assert abs(evidence(m.look_ahead_gains(actor, theta, irn, *halves, args))) < 4
+    assert abs(t_statistic(gains())) < 4
 
 
 def test_a_kernel_of_the_frozen_phase_finds_which_steps_have_earned():
-    """What actions earn in 5 steps, each in its own state, observed at random, is paid 2 steps later: PPO's lambda of 0
-    never reaches it. Uniform weights pay 5 of 60 to the right steps."""
+    """What actions earn in 5 steps is paid 2 steps later, which lambda = 0 never reaches. Chance: 5 of 60 steps."""
     args = m.Args(irn="kernel", gae_lambda=0.0, meta_learning_rate=3e-2)
     torch.manual_seed(0)
     space = m.gym.spaces.Box(-1, 1, (1,))
@@ -338,42 +301,33 @@ def test_a_kernel_of_the_frozen_phase_finds_which_steps_have_earned():
     assert weights[30:35].sum() > 0.7  # 0.82 to 0.88
 
 
-def test_ppo_alone_learns_from_the_rewards_as_they_come():
-    """Without an IRN; an IRN that pays nothing is the same."""
-    args, actor, theta, irn, batch = held_problem()
-    irns = None, lambda *x: (0 * x[2], None), irn
-    alone, nothing, some = [m.look_ahead_gains(actor, theta, x, *split(batch, 6, 6), args) for x in irns]
-    torch.testing.assert_close(alone, nothing)
-    assert not torch.allclose(alone, some)
-
-
 def test_evidence_is_of_environments_that_nothing_has_learned_from(monkeypatch):
     args, actor, theta, irn, batch = held_problem(2, 10)
     batch.obs[:] = torch.arange(10.0).unsqueeze(-1)  # so that an environment tells its number
-    calls, results, look_ahead_gains = [], [], m.look_ahead_gains
+    calls, look_ahead_gains = [], m.look_ahead_gains
 
     def recorded_gains(actor, theta, irn, inner, outer, args):
-        calls.append((irn, inner.obs[0, :, 0].tolist(), outer.obs[0, :, 0].tolist()))
-        results.append(look_ahead_gains(actor, theta, irn, inner, outer, args))
-        return results[-1]
+        gains = look_ahead_gains(actor, theta, irn, inner, outer, args)
+        calls.append((irn, inner.obs[0, :, 0].tolist(), outer.obs[0, :, 0].tolist(), gains))
+        return gains
 
     monkeypatch.setattr(m, "look_ahead_gains", recorded_gains)
     losses = m.learn_from_held(actor, theta, irn, m.flat_parameters(irn), batch, args)
-    *learning, (last, _, tested), (alone, _, tested_alone) = calls
+    *learning, (last, _, tested, gains), (alone, _, tested_alone, gains_alone) = calls
     assert (last, alone) == (irn, None)
     assert len(tested) == 4
     assert tested == tested_alone
-    for name, gains in zip(("evidence", "ppo_evidence"), results[-2:], strict=True):
-        assert losses[name] == pytest.approx(evidence(gains), rel=1e-5)
+    assert losses["evidence"] == pytest.approx(t_statistic(gains), rel=1e-5)
+    assert losses["ppo_evidence"] == pytest.approx(t_statistic(gains_alone), rel=1e-5)
     assert len(learning) == m.META_STEPS
-    for _, inner, outer in learning:
+    for _, inner, outer, _ in learning:
         assert len(inner) == len(outer) == 3
         assert sorted(inner + outer + tested) == list(range(10))
-    assert len({tuple(inner) for _, inner, _ in learning}) > m.META_STEPS / 2  # new halves each time
+    assert len({tuple(inner) for _, inner, *_ in learning}) > m.META_STEPS / 2  # new halves each time
 
 
 def test_the_control_deals_the_outer_rewards_out_anew(monkeypatch):
-    """The same rewards, each time to other outer episodes, and nothing else; then the right credit gains nothing."""
+    """It changes nothing else; and the right credit then gains nothing."""
     control = runpy.run_path(str(RESULTS / "umbrella" / "tuned" / "shuffled.py"))["shuffled_gains"]
     args, actor, theta, irn, batch = held_problem(50, 80, ORACLE)
     inner, outer = split(batch, 40, 40)
@@ -387,7 +341,7 @@ def test_the_control_deals_the_outer_rewards_out_anew(monkeypatch):
         assert x[4]._replace(rewards=outer.rewards) == outer  # the very same tensors
         assert torch.equal(x[4].rewards[:, order], outer.rewards)  # whole episodes' rewards
     assert not torch.equal(*orders)
-    right, shuffled = [evidence(gain(actor, theta, irn, inner, outer, args)) for gain in (m.look_ahead_gains, control)]
+    right, shuffled = [t_statistic(x(actor, theta, irn, inner, outer, args)) for x in (m.look_ahead_gains, control)]
     assert abs(shuffled) < 4 < m.EVIDENCE < right
 
 
@@ -403,8 +357,7 @@ def test_a_run_of_the_control_is_a_run_with_other_gains(tmp_path, monkeypatch, c
 
 
 def test_signal_to_noise_of_known_gradients(monkeypatch, capsys):
-    """Draws of mean 3 / 20 and deviation 1 in each of 400 directions: 3 / 20, since both norms grow alike; with mean 0,
-    the mean of 200 draws is 0.07 of the noise all the same, of which the correction leaves little."""
+    """Mean 3 / 20, deviation 1, in each of 400 directions; with mean 0, chance alone is 0.07 before the correction."""
     monkeypatch.syspath_prepend(str(RESULTS / "umbrella" / "credit"))
     script = runpy.run_path(str(RESULTS / "umbrella" / "credit" / "signal_to_noise.py"))
     torch.manual_seed(0)

@@ -10,48 +10,59 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-import rliable.library
-import rliable.metrics
+from rliable import library, metrics
 
 import plot_results
 
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 ROOT = Path(__file__).parents[1]
 STUDIES = [path.parent for path in sorted((ROOT / "results").rglob("settings.json"))]
-STEPS = [0, 5_000, 10_000]
+STEPS, SEEDS = [0, 5_000, 10_000], (1, 2, 3)
 RESAMPLES = plot_results.RESAMPLES
 
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
-    monkeypatch.setattr(plot_results, "RESAMPLES", 300)
+    monkeypatch.setattr(plot_results, "RESAMPLES", 1_000)
     monkeypatch.setattr(plot_results, "CURVE_RESAMPLES", 50)
 
 
-def write_run(runs, arm, length, seed, returns, successes, steps=STEPS, columns=None, **args):
-    """A run folder; of all but `ppo`, the first step attends to the last with a weight of 0.25."""
-    folder = runs / f"UmbrellaLength-v0__{arm}__{length}__{seed}"
-    folder.mkdir(parents=True)
-    args = {"exp_name": arm, "chain_length": length, "seed": seed, "num_envs": 20, "num_steps": 50} | args
-    args = {"env_id": "umbrella_env:UmbrellaLength-v0", "hide_umbrella": False, "total_timesteps": 10_500} | args
-    (folder / "args.json").write_text(json.dumps(args))
-    progress = {"global_step": steps, "eval_return": returns, "eval_success": successes, "sps": 100.4}
-    pd.DataFrame(progress | (columns or {})).to_csv(folder / "progress.csv", index=False)
-    if arm != "ppo":
-        attention = np.full((len(steps) - 1, length), 0.75 / (length - 1))
-        attention[:, -1] = 0.25
-        np.savez(folder / "intrinsic.npz", first_step_attention=attention)
-    return folder
+def write_runs(folder, arm, length, seeds, returns, successes=(0, 0, 1), steps=STEPS, columns=None, **args):
+    """Runs in folder/runs -> folder of the last; of all but `ppo`, the first step attends to the last with 0.25."""
+    defaults = {"env_id": "umbrella_env:UmbrellaLength-v0", "hide_umbrella": False, "total_timesteps": 10_500}
+    for seed in np.atleast_1d(seeds).tolist():
+        run = folder / "runs" / f"UmbrellaLength-v0__{arm}__{length}__{seed}"
+        run.mkdir(parents=True)
+        named = {"exp_name": arm, "chain_length": length, "seed": seed, "num_envs": 20, "num_steps": 50}
+        (run / "args.json").write_text(json.dumps(named | defaults | args))
+        progress = {"global_step": steps, "eval_return": returns, "eval_success": successes, "sps": 100.4}
+        pd.DataFrame(progress | (columns or {})).to_csv(run / "progress.csv", index=False)
+        if arm != "ppo":
+            attention = np.full((len(steps) - 1, length or 10), 0.75 / (length - 1))
+            attention[:, -1] = 0.25
+            np.savez(run / "intrinsic.npz", first_step_attention=attention)
+    return run
 
 
-def write_plan(runs, *planned):
-    """As benchmark.sh writes it: arm, length and seed of each run"""
-    (runs / "planned").write_text("".join(f"{arm} {length} {seed}\n" for arm, length, seed in planned))
-
-
-def plot(runs, out, index="arm"):
-    """Collects `runs` into `out` -> table.csv, by arm or by length and arm, and table.md"""
-    plot_results.main(plot_results.Args(runs=str(runs), out=str(out)))
+def plot(folder, index="arm", out=None):
+    """Collects folder/runs into folder/out, or into `out` -> table.csv, by arm or by length and arm, and table.md"""
+    out = out or folder / "out"
+    plot_results.main(plot_results.Args(runs=str(folder / "runs"), out=str(out)))
     return pd.read_csv(out / "table.csv").set_index(index), (out / "table.md").read_text()
+
+
+def plot_any_env(folder, env_id="Some-v5", **arms):
+    """arm=[returns of seed 1, of seed 2, ...]: the same, of an environment whose optimum is not known"""
+    for arm, seeds in arms.items():
+        for seed, returns in enumerate(seeds, start=1):
+            options = {"env_id": env_id, "total_timesteps": 5_000, "reward_delay": 20}
+            write_runs(folder, arm, 0, seed, returns, np.nan, range(0, 6_000, 1_000), **options)
+    return plot(folder)
+
+
+def constant(*returns):
+    """Runs whose evaluations are all alike, but for the first, which counts nowhere"""
+    return [[-1e6] + [x] * 5 for x in returns]
 
 
 def fails(capsys, message, **args):
@@ -67,58 +78,37 @@ def test_statistics_are_rliables():
     rng = np.random.default_rng(0)
     for runs in (1, 2, 7, 10, 11):
         x, y = rng.normal(size=(runs, 3)), rng.integers(0, 3, size=(8, 3)) / 2
-        np.testing.assert_allclose(plot_results.iqm(x), [rliable.metrics.aggregate_iqm(x[:, [i]]) for i in range(3)])
+        np.testing.assert_allclose(plot_results.iqm(x), [metrics.aggregate_iqm(x[:, [i]]) for i in range(3)])
         x = rng.integers(0, 3, size=(runs, 3)) / 2  # ties
         drawn = plot_results.draw("x", 5, *x.shape), plot_results.draw("y", 5, *y.shape)
         estimate, samples = plot_results.probability_of_improvement(x, y, *drawn)
-        assert estimate == pytest.approx(rliable.metrics.probability_of_improvement(x, y))
+        assert estimate == pytest.approx(metrics.probability_of_improvement(x, y))
         for sample, i, j in zip(samples, *drawn, strict=True):
             pair = [np.take_along_axis(scores, index, 0) for scores, index in ((x, i), (y, j))]
-            assert sample == pytest.approx(rliable.metrics.probability_of_improvement(*pair))
+            assert sample == pytest.approx(metrics.probability_of_improvement(*pair))
 
 
 def test_intervals_are_rliables(monkeypatch):
     """The same stratified bootstrap: the ends agree within four of their Monte Carlo errors."""
     monkeypatch.setattr(plot_results, "RESAMPLES", 2_000)
     rng = np.random.default_rng(1)
-    scores = {"ppo": rng.normal(size=(12, 2)) + [0, 3], "oracle": rng.normal(4, size=(9, 2)) + [0, 3]}
-    scores["x"] = rng.normal(1, size=(10, 2)) + [0, 3]
+    x, ppo, oracle = rng.normal(1, size=(10, 2)), rng.normal(size=(12, 2)), rng.normal(4, size=(9, 2))
+    scores = {"ppo": ppo + [0, 3], "oracle": oracle + [0, 3], "x": x + [0, 3]}
+    iqm, better = metrics.aggregate_iqm, metrics.probability_of_improvement
 
     def closed(x, low, high):
-        x, low, high = (rliable.metrics.aggregate_iqm(scores) for scores in (x, low, high))
-        return np.array([(x - low) / (high - low)])
+        return (iqm(x) - iqm(low)) / (iqm(high) - iqm(low))
 
     rows = plot_results.compare(scores, "ppo", "oracle")
     np.random.seed(0)  # noqa: NPY002 - rliable draws from numpy's global stream
-    pairs = {"": (scores["x"], lambda x: np.array([rliable.metrics.aggregate_iqm(x)]))}
-    pairs["_better"] = (
-        (scores["x"], scores["ppo"]),
-        lambda *x: np.array([rliable.metrics.probability_of_improvement(*x)]),
-    )
-    pairs["_closed"] = (scores["x"], scores["ppo"], scores["oracle"]), closed
-    for name, (argument, statistic) in pairs.items():
-        estimate, ends = rliable.library.get_interval_estimates({"x": argument}, statistic, reps=2_000)
+    statistics = {"": (iqm, "x"), "_better": (better, "x", "ppo"), "_closed": (closed, "x", "ppo", "oracle")}
+    for name, (statistic, *arms) in statistics.items():
+        compared = {"x": tuple(scores[arm] for arm in arms)}
+        estimate, ends = library.get_interval_estimates(compared, lambda *x, f=statistic: np.array([f(*x)]), reps=2_000)
         ours = [rows["x"][name + end] for end in ("", "_low", "_high")]
         assert ours[0] == pytest.approx(estimate["x"][0])
         width = ours[2] - ours[1]
         np.testing.assert_allclose(ours[1:], ends["x"][:, 0], atol=0.06 * width)  # error: 0.0096 of the width
-
-
-def test_the_interval_covers_the_truth():
-    """95 % intervals of the IQM of 10 normal runs should cover 0 in most of 60 repetitions; the bootstrap of so few
-    runs is known to be too narrow: about 90 %. Below 47 of 60 would be 3 standard deviations under that."""
-    rng = np.random.default_rng(0)
-    rows = [plot_results.compare({str(i): rng.normal(size=(10, 1))}, "", "")[str(i)] for i in range(60)]
-    covered = sum(row["_low"] < 0 < row["_high"] for row in rows)
-    assert 47 <= covered < 60
-
-
-def test_runs_are_resampled_within_each_length_and_for_each_arm():
-    """Scores differ by 100 between lengths, and not within: a bootstrap that mixed lengths would have an interval."""
-    row = plot_results.compare({"x": np.array([[0.0, 100.0]] * 6)}, "", "")["x"]
-    assert row["_low"] == row["_high"] == 50
-    assert not (plot_results.draw("x", 20, 10, 1) == plot_results.draw("y", 20, 10, 1)).all()
-    assert (plot_results.draw("x", 20, 10, 1) == plot_results.draw("x", 20, 10, 1)).all()
 
 
 @pytest.mark.parametrize("scale", [0.01, 1, 3_000])
@@ -137,27 +127,12 @@ def test_no_more_decimals_than_the_bootstrap_fixes(scale):
     assert (ends["_low"], ends["_high"], ends["_digits"]) == (0, 700, 0)
 
 
-def test_few_runs_are_named():
-    row = {"x": 0.5, "x_low": 0.25, "x_high": 0.754, "x_digits": 2, "x_runs": 3, "y_no_gap": 1, "y_closed": np.nan}
-    assert plot_results.interval_text(row, "x") == "0.50 [0.25, 0.75]"
-    assert plot_results.interval_text(row | {"x_runs": 2}, "x") == "0.50 [0.25, 0.75] of 2 runs"
-    assert plot_results.interval_text(row | {"x_runs": 1, "x_low": np.nan}, "x") == "0.50 of 1 run"
-    assert plot_results.interval_text(row | {"x": 1234.5, "x_low": -4, "x_high": 2e4, "x_digits": -1}, "x") == (
-        "1,230 [0, 20,000]"
-    )
-    assert plot_results.interval_text(row, "y_closed") == "no gap"
-    assert plot_results.interval_text(row, "z") == ""
-
-
 def test_unsolved_runs_in_the_quartiles():
-    def first(*steps):  # seeds that solve at these steps, or never
-        rows = [("x", 5, i, s, 0.0, float(s == solved)) for i, solved in enumerate(steps) for s in STEPS]
+    for solved in ([5_000, np.inf, 10_000, 0], [np.inf]):  # first steps with success
+        rows = [("x", 5, seed, step, 0.0, step == first) for seed, first in enumerate(solved) for step in STEPS]
         columns = [*plot_results.RUN, "global_step", "eval_return", "eval_success"]
-        return plot_results.measure_runs(pd.DataFrame(rows, columns=columns), True)["steps_to_95"].tolist()
-
-    assert first(5_000, None, 10_000) == [5_000, np.inf, 10_000]
-    assert first(None) == [np.inf]
-    assert first(0, 0) == [0, 0]
+        runs = plot_results.measure_runs(pd.DataFrame(rows, columns=columns).astype({"eval_success": float}), True)
+        assert runs["steps_to_95"].tolist() == solved
     assert plot_results.quartiles([1, 2, np.inf, np.inf]).tolist() == [1, 2, np.inf]
 
 
@@ -165,34 +140,56 @@ def test_known_answers(tmp_path):
     finals = [-10, 1, 2, 3, 4, 5, 6, 100]  # the interquartile mean keeps 2, 3, 4, 5; the mean over training is half
     for seed, final in enumerate(finals):
         successes = {0: [0, 0, 0], 1: [0, 0, 0.94], 2: [0, 1, 0.9]}.get(seed, [0, 0.5, 0.95])
-        write_run(tmp_path / "runs", "ppo", 3, seed, [-1e6, 0, final], successes)
-    write_run(tmp_path / "runs", "x", 3, 0, [0, 7, 7], [0, 0.96, 0.96])  # the other seven are missing
-    write_plan(tmp_path / "runs", *[(name, 3, seed) for name in ("ppo", "x") for seed in range(8)])
-    table, text = plot(tmp_path / "runs", tmp_path / "out")
+        write_runs(tmp_path, "ppo", 3, seed, [-1e6, 0, final], successes)
+    write_runs(tmp_path, "x", 3, 0, [0, 7, 7], [0, 0.96, 0.96])  # the other seven are missing
+    planned = [f"{arm} 3 {seed}\n" for arm in ("ppo", "x") for seed in range(8)]  # as benchmark.sh writes it
+    (tmp_path / "runs" / "planned").write_text("".join(planned))
+    table, text = plot(tmp_path)
     ppo, x = table.loc["ppo"], table.loc["x"]
-    assert ppo[["runs", "runs_expected", "solved_ever", "solved_at_end"]].tolist() == [8, 8, 6, 5]
-    assert ppo["mean_return"] == 1.75
+    assert ppo[["runs", "runs_expected", "solved_ever", "solved_at_end", "mean_return"]].tolist() == [8, 8, 6, 5, 1.75]
     assert ppo["mean_return_low"] < 1.75 < ppo["mean_return_high"]
     # First steps with 95 %: 5,000 once, 10,000 five times, twice never
     assert ppo.filter(like="steps_to_95").tolist() == [10_000, 10_000, 10_000, np.inf]
     assert x[["runs", "runs_expected", "solved_ever", "solved_at_end"]].tolist() == [1, 8, 1, 1]
-    assert x["mean_return_better"] == 7 / 8
+    assert x[["mean_return_better", "steps_to_95_median", "first_to_last_median"]].tolist() == [7 / 8, 5_000, 0.25]
     assert x[["mean_return_low", "mean_return_high", "mean_return_better_low"]].isna().all()  # one run has no interval
-    assert x["steps_to_95_median"] == 5_000
-    assert x["first_to_last_median"] == 0.25
     assert "| 3 | PPO, tuned by hand (`ppo`) | 8/8 | 5 | 10,000 [10,000, 10,000] |" in text
     assert "| 3 | `x` | 1/8 | 1 | 5,000 of 1 run | 7.00 of 1 run |" in text
     assert text.endswith("\n`x`, L = 3: 7 left out, for the reasons in `left_out.csv`.\n")
 
 
+def test_known_answers_of_any_environment(tmp_path, capsys):
+    """By hand: the last three of x are 6 in the mean, all five after step 0 are 4; one run of it is not finite."""
+    x = [[-1e6, 0, 2, 5, 6, 7]] * 3 + [[0, 0, np.nan, 0, 0, 0]]
+    table, text = plot_any_env(tmp_path, dense=constant(9, 10, 10, 11), delayed=constant(2, 2, 2, 2), x=x)
+    assert table.index.tolist() == ["delayed", "dense", "x"]
+    assert table.loc["x", ["final_return", "mean_return", "runs", "runs_expected"]].tolist() == [6, 4, 3, 4]
+    assert table.loc["dense", ["final_return", "mean_return"]].tolist() == [10, 10]
+    low, high = table.loc["dense", ["final_return_low", "final_return_high"]]
+    assert 9 <= low < 10 < high <= 11
+    assert table.loc["x", ["final_return_closed", "mean_return_closed"]].tolist() == [0.5, 0.25]
+    # x and delayed do not vary, so the interval of the share is that of dense, turned upside down
+    ends = table.loc["x", ["final_return_closed_low", "final_return_closed_high"]]
+    np.testing.assert_allclose(ends, [4 / (high - 2), 4 / (low - 2)], atol=1e-3)
+    assert table.loc[["delayed", "dense"]].filter(regex="closed$|closed_low").isna().all(axis=None)
+    assert table.loc["x", ["final_return_better", "mean_return_better_low"]].tolist() == [1, 1]
+    assert np.isnan(table.loc["delayed", "final_return_better"])
+    assert "| `x` | 3/4 | 6.00 [6.00, 6.00] | 1.00 [1.00, 1.00] | 0.50 [0.4" in text
+    assert "| PPO (`delayed`) | 4/4 | 2.00 [2.00, 2.00] |  |  | 2.00 [2.00, 2.00] |  |  |" in text
+    assert "no gap" not in text
+    assert text.endswith("\n`x`, L = 0: 1 left out, for the reasons in `left_out.csv`.\n")
+    assert capsys.readouterr().out == text
+    assert pd.read_csv(tmp_path / "out" / "left_out.csv")["reason"].tolist() == ["an evaluation is not finite"]
+    assert "eval_success" not in pd.read_csv(tmp_path / "out" / "evaluations.csv.gz")
+    assert json.loads((tmp_path / "out" / "settings.json").read_text())["x"]["reward_delay"] == 20
+
+
 def test_gap_between_ppo_and_the_oracle(tmp_path):
-    """By hand: means over training of 2 (ppo), 7 (oracle), 4 and 6 (x): 0.6 of it. The ends of the interval are those
-    of x's IQM, since the others do not vary."""
-    for seed in (1, 2, 3, 4):
-        for length in (2, 5):
-            for arm, height in {"ppo": 2, "oracle": 7, "x": 4 if seed % 2 else 6}.items():
-                write_run(tmp_path / "runs", arm, length, seed, [height] * 3, [0, 0, 1])
-    table, text = plot(tmp_path / "runs", tmp_path / "out", ["length", "arm"])
+    """By hand: of 2 to 7, x's 4 and 6 are 0.6. The interval's ends are those of x, since the others do not vary."""
+    for length in (2, 5):
+        for arm, seeds, height in ("ppo", range(4), 2), ("oracle", range(4), 7), ("x", (0, 1), 4), ("x", (2, 3), 6):
+            write_runs(tmp_path, arm, length, seeds, [height] * 3)
+    table, text = plot(tmp_path, ["length", "arm"])
     for length in ("2", "5", "all"):
         ends = [f"mean_return_closed{end}" for end in ("", "_low", "_high")]
         np.testing.assert_allclose(table.loc[(length, "x"), ends].astype(float), [0.6, 0.4, 0.8], atol=0.05)
@@ -201,54 +198,68 @@ def test_gap_between_ppo_and_the_oracle(tmp_path):
     assert re.search(r"\| 2 \| `x` \| 4/4 \| 4 \| .* \| 0.60 \[0.4", text)
 
 
-def test_no_gap_where_perfect_credit_is_not_better(tmp_path):
-    for seed in (1, 2, 3, 4):
-        for arm, height in {"ppo": seed, "oracle": seed + 1, "x": 9}.items():
-            write_run(tmp_path / "runs", arm, 2, seed, [height] * 3, [0, 0, 1])
-    table, text = plot(tmp_path / "runs", tmp_path / "out")
-    assert (table["mean_return_no_gap"] == 1).all()
+def test_where_perfect_credit_is_not_better_there_is_no_gap(tmp_path):
+    """The intervals of the final returns of dense and delayed overlap, those of their means over training do not."""
+    dense = [[0, 90, 90, x, x, x] for x in (5, 9, 12, 16)]
+    delayed = [[0, 0, 0, x, x, x] for x in (4, 7, 9, 10)]
+    table, text = plot_any_env(tmp_path, dense=dense, delayed=delayed, x=dense)
+    header, row = [[x.strip() for x in line.split("|")] for line in text.splitlines()[::4][:2]]
+    cells = dict(zip(header, row, strict=True))
+    assert cells["final return: gap closed"] == "no gap"
+    assert cells["return over training: gap closed"].startswith("1.0")
     assert text.count("no gap") == 3
+    assert "final_return_closed" not in table
+    no_gap = table[["final_return_no_gap", "mean_return_no_gap"]]
+    assert no_gap.drop_duplicates().dropna().to_numpy().tolist() == [[1, 0]]
+
+
+def test_comparisons_of_few_runs(tmp_path):
+    """Of the 6 pairs x is ahead in 4 and level in 1; a resample may draw the run of 1 twice, which x always beats."""
+    table, text = plot_any_env(tmp_path, delayed=constant(1, 5), x=constant(2, 5, 7))
+    p, low, high = table.loc["x", [f"mean_return_better{end}" for end in ("", "_low", "_high")]]
+    assert p == pytest.approx((4 + 0.5) / 6, abs=1e-3)
+    assert low < p < high == 1
+    assert "| 2/2 | 3.00 [1.00, 5.00] of 2 runs |" in text
+    assert "| `x` | 3/3 | 4.67 [2.00, 7.00] | 0.75 [0.17, 1.00] of 2 runs |" in text
+    assert text.count("of 2 runs") == 4
+    _, text = plot_any_env(tmp_path / "without delayed", dense=constant(5), x=constant(4))
+    assert "gap" not in text
+    assert "| `x` | 1/1 | 4.00 of 1 run | 4.00 of 1 run |" in text
 
 
 def test_over_all_lengths_only_complete_seeds_count(tmp_path):
     """Seed 3 lacks L = 5; `teacher` has a length of its own, which no other arm has."""
-    for seed in (1, 2, 3):
-        write_run(tmp_path / "runs", "teacher", 10, seed, [0, 1, 1], [0, 0, 0])
-        write_run(tmp_path / "runs", "ppo", 2, seed, [0, 6, 6], [0, 0, 1])
-        write_run(tmp_path / "runs", "x", 2, seed, [0, 6, 6 + 6 * (seed == 1)], [0, 0, 1])
-        if seed < 3:
-            write_run(tmp_path / "runs", "ppo", 5, seed, [0, 3, 3], [0, 0, 1])
-            write_run(tmp_path / "runs", "x", 5, seed, [0, 12, 12], [0, 0, 1])
-    table, _ = plot(tmp_path / "runs", tmp_path / "out", ["length", "arm"])
-    overall = table.loc["all"]
+    write_runs(tmp_path, "teacher", 10, SEEDS, [0, 1, 1], [0, 0, 0])
+    write_runs(tmp_path, "ppo", 2, SEEDS, [0, 6, 6])
+    write_runs(tmp_path, "ppo", 5, (1, 2), [0, 3, 3])
+    write_runs(tmp_path, "x", 2, 1, [0, 6, 12])
+    write_runs(tmp_path, "x", 2, (2, 3), [0, 6, 6])
+    write_runs(tmp_path, "x", 5, (1, 2), [0, 12, 12])
+    overall = plot(tmp_path, ["length", "arm"])[0].loc["all"]
     assert overall["runs"].to_dict() == {"ppo": 2, "x": 2}
     assert overall["mean_return"].to_dict() == {"ppo": 4.5, "x": 10.5}  # of 6, 6, 3, 3; of 6, 9, 12, 12
     assert overall.loc["x", "mean_return_better"] == 0.875  # L = 2: one of two seeds ties; L = 5: better
 
 
 def test_learned_rewards_that_are_used_are_counted(tmp_path):
-    nan = np.nan
-    for seed, used in enumerate([[nan, nan, 0], [nan, nan, 1], [nan, 0, 0], [nan, 1, 1]]):
-        columns = {"intrinsic_used": used, "evidence": [nan, -np.inf, 2.0 + seed if seed else -np.inf]}
-        write_run(tmp_path / "runs", "metairn", 2, seed, [0, 5, 9], [0, 0.5, 1], columns=columns)
-        write_run(tmp_path / "runs", "ppo", 2, seed, [0, 5, 9], [0, 0.5, 1])
-    table, text = plot(tmp_path / "runs", tmp_path / "out")
-    assert table.loc["metairn", "used"] == 2
+    for seed, used in enumerate([[np.nan, np.nan, 0], [np.nan, np.nan, 1], [np.nan, 0, 0], [np.nan, 1, 1]]):
+        columns = {"intrinsic_used": used, "evidence": [np.nan, -np.inf, 2.0 + seed if seed else -np.inf]}
+        write_runs(tmp_path, "metairn", 2, seed, [0, 5, 9], columns=columns)
+    write_runs(tmp_path, "ppo", 2, range(4), [0, 5, 9])
+    table, text = plot(tmp_path)
+    columns = ["used", "held_steps_min", "held_steps_median", "held_steps_max", "evidence_min", "evidence_max"]
+    assert table.loc["metairn", columns].tolist() == [2, 5e3, 7.5e3, 1e4, 3, 5]
     assert np.isnan(table.loc["ppo", "used"])
-    assert table.loc["metairn", ["held_steps_min", "held_steps_median", "held_steps_max"]].tolist() == [5e3, 7.5e3, 1e4]
-    assert table.loc["metairn", ["evidence_min", "evidence_max"]].tolist() == [3, 5]
     assert re.search(r"MetaIRN \(`metairn`\) \|.*\| 2/4 \|\n", text)
     assert re.search(r"`ppo`\) \|.*\|  \|\n", text)
 
 
 def test_of_different_budgets_the_longer_is_cut(tmp_path):
-    """`long` gets there after the smallest budget, which does not count."""
-    steps = [*STEPS, 20_000]
-    for seed in (1, 2, 3):
-        write_run(tmp_path / "runs", "ppo", 5, seed, [0, 5, 9], [0, 0, 1])
-        write_run(tmp_path / "runs", "long", 5, seed, [0, 5, 5, 99], [0, 0, 0, 1], steps, total_timesteps=20_500)
-        write_run(tmp_path / "runs", "long", 8, seed, [0, 5, 5, 5], [0, 0, 0, 1], steps, total_timesteps=20_500)
-    table, text = plot(tmp_path / "runs", tmp_path / "out", ["length", "arm"])
+    longer = {"successes": [0, 0, 0, 1], "steps": [*STEPS, 20_000], "total_timesteps": 20_500}
+    write_runs(tmp_path, "ppo", 5, SEEDS, [0, 5, 9])
+    write_runs(tmp_path, "long", 5, SEEDS, [0, 5, 5, 99], **longer)
+    write_runs(tmp_path, "long", 8, SEEDS, [0, 5, 5, 5], **longer)
+    table, text = plot(tmp_path, ["length", "arm"])
     assert table.loc[(5, "long"), ["solved_ever", "mean_return"]].tolist() == [0, 5]
     assert table.loc[(8, "long"), "solved_ever"] == 3
     assert text.endswith("\n`long`, L = 5: of its 20,500 steps the first 10,500 count, as many as others have.\n")
@@ -257,71 +268,64 @@ def test_of_different_budgets_the_longer_is_cut(tmp_path):
 
 
 def test_settings_may_differ_by_length_and_arm(tmp_path, capsys):
-    runs, out = tmp_path / "runs", tmp_path / "out"
     longer = {"total_timesteps": 20_500, "irn": "redistribution", "gamma": 0.9, "steps": [*STEPS, 20_000]}
-    for seed in (1, 2):
-        write_run(runs, "ppo", 50, seed, [0, 9, 9], [0, 1, 1])
-        write_run(runs, "carried", 50, seed, [0, 9, 9], [0, 1, 1], irn="redistribution", gamma=1)
-        write_run(runs, "carried", 200, seed, [0, 9, 9, 9], [0, 1, 1, 1], **longer)
-    plot(runs, out)
-    settings = json.loads((out / "settings.json").read_text())
+    longer |= {"returns": [0, 9, 9, 9], "successes": [0, 1, 1, 1]}
+    write_runs(tmp_path, "ppo", 50, (1, 2), [0, 9, 9])
+    write_runs(tmp_path, "carried", 50, (1, 2), [0, 9, 9], irn="redistribution", gamma=1)
+    write_runs(tmp_path, "carried", 200, (1, 2), **longer)
+    plot(tmp_path)
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
     assert settings["ppo"]["total_timesteps"] == 10_500
-    assert settings["carried"]["total_timesteps"] == {"50": 10_500, "200": 20_500}
-    assert settings["carried"]["gamma"] == {"50": 1, "200": 0.9}
-    assert settings["carried"]["irn"] == "redistribution"
-    assert not (out / "left_out.csv").exists()  # ppo has no runs of 200 steps, and misses none
-    write_run(runs, "carried", 200, 3, [0, 9, 9, 9], [0, 1, 1, 1], **longer | {"gamma": 0.8})
-    fails(capsys, r"__3 and .*__1 differ in gamma \(0.8, 0.9\)", runs=str(runs), out=str(out))
-    shutil.rmtree(runs / "UmbrellaLength-v0__carried__200__3")
-    other = {"env_id": "umbrella_env:UmbrellaLengthBsuite-v0"}
-    write_run(runs, "teacher", 10, 1, [0, 1, 1], [0, 1, 1], **other)
-    plot(runs, out)  # at a length of its own
-    write_run(runs, "x", 50, 1, [0, 1, 1], [0, 1, 1], **other)
-    fails(capsys, "differ in env_id", runs=str(runs), out=str(out))
+    expected = {"total_timesteps": {"50": 10_500, "200": 20_500}, "gamma": {"50": 1, "200": 0.9}}
+    assert settings["carried"].items() >= (expected | {"irn": "redistribution"}).items()
+    assert not (tmp_path / "out" / "left_out.csv").exists()  # ppo has no runs of 200 steps, and misses none
+    write_runs(tmp_path, "teacher", 10, 1, [0, 1, 1], env_id="umbrella_env:UmbrellaLengthBsuite-v0")
+    plot(tmp_path)  # at a length of its own
+    write_runs(tmp_path, "x", 50, 1, [0, 1, 1], env_id="umbrella_env:UmbrellaLengthBsuite-v0")
+    fails(capsys, "differ in env_id", runs=tmp_path / "runs", out=tmp_path / "out")
+    plot_any_env(tmp_path / "2", "Hopper-v4", **{"Hopper-v4": constant(1, 2, 3)})  # named after its environment
+    table, _ = plot_any_env(tmp_path / "2", "Swimmer-v4", **{"Swimmer-v4": constant(4, 5, 6)})
+    assert table["mean_return"].to_dict() == {"Hopper-v4": 2, "Swimmer-v4": 5}
+    with pytest.raises(SystemExit):
+        plot_any_env(tmp_path / "2", "Ant-v4", x=constant(4, 5, 6))
 
 
-def test_new_runs_replace_their_arms_and_no_others(tmp_path):
-    """All that the folder says of an arm follows: evaluations, settings, left-out runs, invocations."""
+def test_new_runs_replace_all_of_their_arms_and_no_others(tmp_path):
     first, second, out = tmp_path / "1", tmp_path / "2", tmp_path / "out"
-    for seed in (1, 2, 3):
-        write_run(first, "ppo", 5, seed, [0, 2, 2], [0, 0, 1])
-        write_run(first, "a", 5, seed, [0, 4, 4], [0, 0, 1], gamma=0.5)
-        write_run(second, "a", 5, seed + 10, [0, 6, 6], [0, 1, 1], gamma=0.9)
-    write_plan(first, ("a", 5, 4), ("ppo", 5, 4))
-    (first / "invocations.csv").write_text("commit,seconds\naaa,7\n")
-    (second / "invocations.csv").write_text("commit,torch,seconds\nbbb,2.0,8\n")
-    plot(first, out)
-    table, text = plot(second, out)
-    assert table["mean_return"].to_dict() == {"ppo": 2, "a": 6}
-    assert table["runs_expected"].to_dict() == {"ppo": 4, "a": 3}
+    write_runs(first, "ppo", 5, SEEDS, [0, 2, 2])
+    write_runs(first, "a", 5, SEEDS, [0, 4, 4], gamma=0.5)
+    write_runs(second, "a", 5, (11, 12, 13), [0, 6, 6], gamma=0.9)
+    (first / "runs" / "planned").write_text("a 5 4\nppo 5 4\n")
+    (first / "runs" / "invocations.csv").write_text("commit,seconds\naaa,7\n")
+    (second / "runs" / "invocations.csv").write_text("commit,torch,seconds\nbbb,2.0,8\n")
+    plot(first, out=out)
+    table, text = plot(second, out=out)
+    assert table[["mean_return", "runs_expected"]].T.to_dict("list") == {"ppo": [2, 4], "a": [6, 3]}
     rows = pd.read_csv(out / "evaluations.csv.gz")[["arm", "seed"]].drop_duplicates().to_numpy().tolist()
     assert rows == [["a", 11], ["a", 12], ["a", 13], ["ppo", 1], ["ppo", 2], ["ppo", 3]]
-    assert {arm: x.get("gamma") for arm, x in json.loads((out / "settings.json").read_text()).items()} == {
-        "ppo": None,
-        "a": 0.9,
-    }
+    settings = json.loads((out / "settings.json").read_text())
+    assert {arm: options.get("gamma") for arm, options in settings.items()} == {"ppo": None, "a": 0.9}
     assert "`ppo`, L = 5: 1 left out" in text
     assert "`a`, L = 5" not in text
     rows = pd.read_csv(out / "invocations.csv")
     assert rows[["arms", "commit", "seconds"]].to_numpy().tolist() == [["ppo", "aaa", 7], ["a", "bbb", 8]]
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    plot(second, out)  # once more: nothing new
+    plot(second, out=out)  # once more: nothing new
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_runs_that_cannot_be_used_are_named_and_left_out(tmp_path, capsys):
-    runs = tmp_path / "runs"
-    write_run(runs, "ppo", 2, 1, [0, 5, 9], [0, 0.5, 1])
-    write_run(runs, "ppo", 2, 2, [0, 5], [0, 0.5], STEPS[:2])
-    write_run(runs, "ppo", 2, 3, [0, np.nan, 9], [0, 0.5, 1])
-    write_run(runs, "ppo", 2, 4, [0, 5, np.inf], [0, 0.5, 1])
-    (write_run(runs, "ppo", 2, 5, [0, 0, 0], [0, 0, 0]) / "progress.csv").unlink()
-    (write_run(runs, "ppo", 2, 6, [0, 0, 0], [0, 0, 0]) / "progress.csv").write_text("")
-    write_run(runs, "metairn", 2, 1, [0, 5, 9], [0, 0.5, 1])
-    (write_run(runs, "metairn", 2, 2, [0, 5, 9], [0, 0.5, 1]) / "intrinsic.npz").write_text("damaged")
-    (write_run(runs, "ppo", 2, 7, [0, 0, 0], [0, 0, 0]) / "args.json").write_text("{")
-    write_plan(runs, *[("metairn", 2, seed) for seed in (1, 2, 3, 6, 3)], ("ppo", 2, 7))
-    table, _ = plot(runs, tmp_path / "out")
+    write_runs(tmp_path, "ppo", 2, 1, [0, 5, 9])
+    write_runs(tmp_path, "ppo", 2, 2, [0, 5], [0, 0.5], STEPS[:2])
+    write_runs(tmp_path, "ppo", 2, 3, [0, np.nan, 9])
+    write_runs(tmp_path, "ppo", 2, 4, [0, 5, np.inf])
+    (write_runs(tmp_path, "ppo", 2, 5, [0, 0, 0]) / "progress.csv").unlink()
+    (write_runs(tmp_path, "ppo", 2, 6, [0, 0, 0]) / "progress.csv").write_text("")
+    write_runs(tmp_path, "metairn", 2, 1, [0, 5, 9])
+    (write_runs(tmp_path, "metairn", 2, 2, [0, 5, 9]) / "intrinsic.npz").write_text("damaged")
+    (write_runs(tmp_path, "ppo", 2, 7, [0, 0, 0]) / "args.json").write_text("{")
+    (tmp_path / "runs" / "planned").write_text("".join(f"metairn 2 {seed}\n" for seed in (1, 2, 3, 6, 3)) + "ppo 2 7\n")
+    table, _ = plot(tmp_path)
     err = capsys.readouterr().err
     reasons = {2: "unfinished: stopped at step 5000", 3: "not finite", 4: "not finite", 5: "No such file"}
     for seed, why in reasons.items():
@@ -337,22 +341,21 @@ def test_runs_that_cannot_be_used_are_named_and_left_out(tmp_path, capsys):
 
 def test_bad_input(tmp_path, capsys):
     runs, out = tmp_path / "runs", tmp_path / "out"
-    fails(capsys, "there is no finished run in .*runs", runs=str(runs), out=str(out))
-    fails(capsys, "does not hold what an earlier call collected", out=str(out))
-    write_run(runs, "ppo", 2, 1, [0, 5], [0, 0.5], STEPS[:2])
-    fails(capsys, "there is no finished run in .*runs", runs=str(runs), out=str(out))
-    write_run(runs, "ppo", 2, 2, [0, 5, 9], [0, 0.5, 1])
-    fails(capsys, "give --out FOLDER", runs=str(runs))  # so that no committed folder is written by default
-    fails(capsys, "or --pages, and nothing else", out=str(out), pages=True)
-    fails(capsys, "or --pages, and nothing else", runs=str(runs), pages=True)
-    shutil.copytree(runs / "UmbrellaLength-v0__ppo__2__2", runs / "copy")
-    fails(capsys, "there is another run with arm, length and seed", runs=str(runs), out=str(out))
+    fails(capsys, "there is no finished run in .*runs", runs=runs, out=out)
+    fails(capsys, "does not hold what an earlier call collected", out=out)
+    write_runs(tmp_path, "ppo", 2, 1, [0, 5], [0, 0.5], STEPS[:2])
+    fails(capsys, "there is no finished run in .*runs", runs=runs, out=out)
+    run = write_runs(tmp_path, "ppo", 2, 2, [0, 5, 9])
+    for args in {"runs": runs}, {"out": out, "pages": True}, {"runs": runs, "pages": True}:  # no folder by default
+        fails(capsys, "give --out FOLDER.*or --pages, and nothing else", **args)
+    shutil.copytree(run, runs / "copy")
+    fails(capsys, "there is another run with arm, length and seed", runs=runs, out=out)
     shutil.rmtree(runs / "copy")
-    write_run(runs, "ppo", 2, 3, [0, 5, 9], [0, 0.5, 1], gamma=0.9)
-    fails(capsys, r"__3 and .*__2 differ in gamma \(0.9, None\)", runs=str(runs), out=str(out))
+    run = write_runs(tmp_path, "ppo", 2, 3, [0, 5, 9], gamma=0.9)
+    fails(capsys, r"__3 and .*__2 differ in gamma \(0.9, None\)", runs=runs, out=out)
+    shutil.rmtree(run)
     (tmp_path / "file").touch()
-    shutil.rmtree(runs / "UmbrellaLength-v0__ppo__2__3")
-    fails(capsys, "--out .*file.* cannot be made: ", runs=str(runs), out=str(tmp_path / "file" / "x"))
+    fails(capsys, "--out .*file.* cannot be made: ", runs=runs, out=tmp_path / "file" / "x")
 
 
 def test_the_bytes_of_a_compressed_table_do_not_depend_on_time(tmp_path, monkeypatch):
@@ -367,7 +370,6 @@ def test_the_bytes_of_a_compressed_table_do_not_depend_on_time(tmp_path, monkeyp
 
 
 def test_steps_to_95_by_length(tmp_path):
-    """Two arms, three lengths; one never solves the longest, the other does not have it."""
     rows = [("carried", 2, 5e3), ("carried", 5, 1e4), ("carried", 10, np.inf), ("ppo", 2, 5e3), ("ppo", 5, 5e3)]
     late = [("carried", 2, 1e4), ("carried", 5, np.inf), ("carried", 10, np.inf), ("ppo", 2, 5e3), ("ppo", 5, 5e3)]
     runs = pd.DataFrame(rows * 2 + late, columns=["arm", "length", "steps_to_95"])
@@ -389,14 +391,23 @@ def test_steps_to_95_by_length(tmp_path):
     plt.close("all")
 
 
+def test_curves():
+    runs = {"arm": "x", "seed": [1, 1, 2, 2], "global_step": [0, 1000, 0, 1000], "eval_return": [0, 1, 2, 3]}
+    axis = plot_results.plot_learning(pd.DataFrame(runs), "Some-v5").axes[0]
+    assert axis.lines[0].get_xydata().tolist() == [[0, 1], [1, 2]]
+    assert axis.lines[0].get_label() == "x"
+    band = axis.collections[0].get_paths()[0].vertices
+    assert {(0, 0), (1, 1), (1, 3), (0, 2)} == set(map(tuple, band))
+    plt.close("all")
+
+
 def test_an_arm_looks_the_same_in_all_figures():
     line = np.array([0, 1]), np.ones((3, 2))
 
     def looks(*arms):
         axis = plot_results.plot("", "", "", dict.fromkeys(arms, line))[1]
-        return {
-            arm: (x.get_color(), x.get_marker(), x.get_linestyle()) for arm, x in zip(arms, axis.lines, strict=True)
-        }
+        found = [(line.get_color(), line.get_marker(), line.get_linestyle()) for line in axis.lines]
+        return dict(zip(arms, found, strict=True))
 
     every = looks(*plot_results.ARMS)
     assert looks("oracle", "metairn") == {arm: every[arm] for arm in ("oracle", "metairn")}
@@ -414,15 +425,14 @@ def test_lengths_of_one_arm_alone_are_in_no_figure():
 
 
 def test_figures_are_drawn_and_are_the_same_each_time(tmp_path):
-    for folder, lengths in {"one": (5,), "more": (2, 5)}.items():
-        for seed in (1, 2, 3):
+    for figure, lengths in {"learning.png": (5,), "steps_to_95.png": (2, 5)}.items():
+        for seed in SEEDS:
             for length in lengths:
-                write_run(tmp_path / folder, "ppo", length, seed, [0, seed, 9], [0, 0.5, 1])
-                write_run(tmp_path / folder, "metairn", length, seed, [0, seed / 2, 9], [0, 0.9, 0.96])
-        out = tmp_path / folder / "out"
-        plot(tmp_path / folder, out)
+                write_runs(tmp_path / figure, "ppo", length, seed, [0, seed, 9], [0, 0.5, 1])
+                write_runs(tmp_path / figure, "metairn", length, seed, [0, seed / 2, 9], [0, 0.9, 0.96])
+        plot(tmp_path / figure)
+        out = tmp_path / figure / "out"
         first = {path.name: path.read_bytes() for path in out.iterdir()}
-        figure = {"one": "learning.png", "more": "steps_to_95.png"}[folder]
         assert set(first) == {"evaluations.csv.gz", "settings.json", "table.csv", "table.md", figure}
         image = plt.imread(out / figure)[..., :3]
         assert (image.min(-1) < 0.9).mean() > 0.02  # not blank
@@ -431,11 +441,10 @@ def test_figures_are_drawn_and_are_the_same_each_time(tmp_path):
         assert {path.name: path.read_bytes() for path in out.iterdir()} == first
 
 
-@pytest.mark.parametrize(
-    "folder",
-    [pytest.param(path, marks=[pytest.mark.slow] * (path.name != "tuned")) for path in STUDIES],
-    ids=lambda path: path.name,
-)
+MARKED = [pytest.param(path, marks=[pytest.mark.slow] * (path.name != "tuned")) for path in STUDIES]
+
+
+@pytest.mark.parametrize("folder", MARKED, ids=lambda path: path.name)
 def test_committed_tables_are_those_of_the_committed_data(folder, monkeypatch):
     monkeypatch.setattr(plot_results, "RESAMPLES", RESAMPLES)
     assert RESAMPLES >= 5_000
@@ -459,13 +468,12 @@ def test_pages_are_those_of_the_committed_tables():
 
 def test_templates_read_one_cell(tmp_path, monkeypatch):
     (tmp_path / "results" / "templates").mkdir(parents=True)
-    (tmp_path / "results" / "a.csv").write_text("arm,length,x,x_low,x_high,x_digits,x_runs\np,50,1234.5,1,2e4,0,3\n")
-    (tmp_path / "results" / "templates" / "page.md").write_text(
-        '{{ cell("a.csv", "x", arm="p", length=50) | steps }}; {{ interval("a.csv", "x", arm="p") }}\n'
-    )
+    (tmp_path / "results" / "a.csv").write_text("arm,length,x,x_low,x_high,x_digits,x_runs\np,5,1234.5,-4.0,2e4,-1,3\n")
+    template = '{{ cell("a.csv", "x", arm="p", length=5) | steps }}; {{ interval("a.csv", "x", arm="p") }}\n'
+    (tmp_path / "results" / "templates" / "page.md").write_text(template)
     (tmp_path / "README.md").write_text("a\n<!-- results/templates/page.md -->\nold\n<!-- end -->\nb\n")
     monkeypatch.setattr(plot_results, "ROOT", tmp_path)
-    page = "1,234; 1,234 [1, 20,000]\n"
+    page = "1,234; 1,230 [0, 20,000]\n"  # and no -0
     readme = f"a\n<!-- results/templates/page.md -->\n{page}<!-- end -->\nb\n"
     assert plot_results.render() == {tmp_path / "results" / "page.md": page, tmp_path / "README.md": readme}
     with pytest.raises(AssertionError, match="0 rows"):

@@ -1,5 +1,8 @@
 """Umbrella Length: the contract of bsuite's umbrella_chain.py, scalar and vectorised."""
 
+import itertools
+from functools import partial
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -14,16 +17,13 @@ PAPER, BSUITE = "umbrella_env:UmbrellaLength-v0", "umbrella_env:UmbrellaLengthBs
 def episode(env, actions, seed=None):
     """Observations (L + 1), rewards (L) and last info of one episode."""
     obs, info = env.reset(seed=seed)
-    assert info == {}
-    observations, rewards, terminated = [obs], [], False
-    for action in actions:
-        assert not terminated
+    observations, rewards = [obs], []
+    for i, action in enumerate(actions):
+        assert info == {}
         obs, reward, terminated, truncated, info = env.step(action)
-        assert not truncated
-        assert terminated or info == {}
+        assert (terminated, truncated) == (i == len(actions) - 1, False)
         observations.append(obs)
         rewards.append(reward)
-    assert terminated
     return np.array(observations), np.array(rewards), info
 
 
@@ -45,57 +45,41 @@ def test_the_two_ids_differ_in_rewards_and_distractors():
 
 @pytest.mark.parametrize("chain_length", [1, 2, 7])
 def test_rewards_take_only_the_legal_values(chain_length):
-    rng = np.random.default_rng(0)
-    env = UmbrellaEnv(chain_length, noise_reward=0.5, final_reward=3.0)
-    noise, final = [], set()
+    rng, env = np.random.default_rng(0), UmbrellaEnv(chain_length, noise_reward=0.5, final_reward=3.0)
+    noise, final = set(), set()
     for seed in range(60):
         observations, rewards, info = episode(env, rng.integers(2, size=chain_length), seed)
         np.testing.assert_allclose(observations[:, 2], 1 - np.arange(chain_length + 1) / chain_length, rtol=1e-6)
-        noise += rewards[:-1].tolist()
+        noise |= set(rewards[:-1])
         final.add(rewards[-1])
         assert info["success"] == (rewards[-1] == 3.0)
         assert info["regret"] == (0.0 if info["success"] else 2.0)
     assert final == {3.0, -3.0}
-    assert set(noise) == ({0.5, -0.5} if chain_length > 1 else set())
+    assert noise == ({0.5, -0.5} if chain_length > 1 else set())
 
 
-def test_only_the_first_action_matters():
-    env = UmbrellaEnv(chain_length=6, n_distractor=2)
-    for seed in range(20):
-        take, later = episode(env, [1, 0, 0, 0, 0, 0], seed), episode(env, [1, 1, 0, 1, 1, 1], seed)
-        np.testing.assert_array_equal(take[0], later[0])
-        np.testing.assert_array_equal(take[1], later[1])
-        leave = episode(env, [0, 1, 1, 1, 1, 1], seed)
-        np.testing.assert_array_equal(take[1][:-1], leave[1][:-1])
-        assert take[1][-1] == -leave[1][-1]
-        need = take[0][0, 0]
-        assert take[2]["success"] == (need == 1)
-
-
-def test_have_shows_the_first_action_unless_hidden():
+def test_only_the_first_action_matters_and_what_hiding_and_inverting_change():
+    """Hiding changes only what `have` shows, inverting only the last reward and its info."""
     at_reset = set()
-    for seed in range(20):
-        for action in (0, 1):
-            shown, _, _ = episode(UmbrellaEnv(4), [action, 1 - action, 0, 1], seed)
-            hidden, _, info = episode(UmbrellaEnv(4, hide_umbrella=True), [action, 1 - action, 0, 1], seed)
-            assert (shown[1:, 1] == action).all()
-            assert (hidden[:, 1] == 0).all()
-            np.testing.assert_array_equal(np.delete(shown, 1, axis=1), np.delete(hidden, 1, axis=1))
-            assert info["success"] == (hidden[0, 0] == action)
-            at_reset.add(shown[0, 1])
+    for seed, action in itertools.product(range(20), (0, 1)):
+        plain = episode(UmbrellaEnv(4, 2), [action, 1, 0, 1], seed)
+        later = episode(UmbrellaEnv(4, 2), [action, 0, 1, 0], seed)
+        other = episode(UmbrellaEnv(4, 2), [1 - action, 1, 0, 1], seed)
+        hidden = episode(UmbrellaEnv(4, 2, hide_umbrella=True), [action, 1, 0, 1], seed)
+        inverted = episode(UmbrellaEnv(4, 2, invert_umbrella=True), [action, 1, 0, 1], seed)
+        assert (plain[0][1:, 1] == action).all()
+        assert (hidden[0][:, 1] == 0).all()
+        assert plain[2]["success"] == later[2]["success"] == hidden[2]["success"] == (plain[0][0, 0] == action)
+        for x in (later, inverted):
+            np.testing.assert_array_equal(plain[0], x[0])
+        np.testing.assert_array_equal(np.delete(plain[0], 1, axis=1), np.delete(hidden[0], 1, axis=1))
+        for x in (later, hidden):
+            np.testing.assert_array_equal(plain[1], x[1])
+        for x in (other, inverted):
+            np.testing.assert_array_equal(plain[1] * [1, 1, 1, -1], x[1])
+            assert x[2] == {"success": not plain[2]["success"], "regret": 2.0 - plain[2]["regret"]}
+        at_reset.add(plain[0][0, 1])
     assert at_reset == {0, 1}  # random before the first action
-
-
-def test_inverted_it_pays_for_the_opposite_and_is_the_same_otherwise():
-    for seed in range(20):
-        for action in (0, 1):
-            plain, rewards, info = episode(UmbrellaEnv(4), [action, 1, 0, 1], seed)
-            inverted, inverted_rewards, inverted_info = episode(
-                UmbrellaEnv(4, invert_umbrella=True), [action, 1, 0, 1], seed
-            )
-            np.testing.assert_array_equal(plain, inverted)
-            np.testing.assert_array_equal(rewards * [1, 1, 1, -1], inverted_rewards)
-            assert inverted_info == {"success": not info["success"], "regret": 2.0 - info["regret"]}
 
 
 def test_coins_are_fair_and_independent():
@@ -108,21 +92,12 @@ def test_coins_are_fair_and_independent():
     np.testing.assert_allclose(np.corrcoef(coins) - np.eye(5), 0, atol=0.071)
 
 
-@pytest.mark.parametrize(
-    "kwargs",
-    [
-        {"chain_length": 1},
-        {"chain_length": 5, "n_distractor": 3},
-        {"hide_umbrella": True},
-        {"invert_umbrella": True, "chain_length": 4},
-    ],
-)
-def test_vector_of_one_reproduces_the_scalar_env(kwargs):
-    env, envs = UmbrellaEnv(**kwargs), UmbrellaVectorEnv(1, **kwargs)
-    rng = np.random.default_rng(0)
-    (obs, _), (vector_obs, _) = env.reset(seed=5), envs.reset(seed=5)
-    np.testing.assert_array_equal(obs, vector_obs[0])
-    for action in rng.integers(2, size=120):
+@pytest.mark.parametrize("kwargs", [{"n_distractor": 3}, {"hide_umbrella": True}, {"invert_umbrella": True}])
+@pytest.mark.parametrize("chain_length", [1, 5])
+def test_vector_of_one_reproduces_the_scalar_env(chain_length, kwargs):
+    env, envs = UmbrellaEnv(chain_length, **kwargs), UmbrellaVectorEnv(1, chain_length, **kwargs)
+    np.testing.assert_array_equal(env.reset(seed=5)[0], envs.reset(seed=5)[0][0])
+    for action in np.random.default_rng(0).integers(2, size=120):
         obs, reward, terminated, truncated, info = env.step(action)
         vector_obs, rewards, terminations, truncations, infos = envs.step(np.array([action]))
         assert (reward, terminated, truncated) == (rewards[0], terminations[0], truncations[0])
@@ -142,11 +117,9 @@ def test_vector_infos_are_laid_out_as_sync_vector_env_does():
     def layout(x):
         return {k: layout(v) for k, v in sorted(x.items())} if isinstance(x, dict) else (x.shape, x.dtype)
 
-    results = []
-    for envs in (sync, ours):
-        envs.reset(seed=1)
-        results.append(envs.step(np.zeros(3, int)))
-    for a, b in zip(*results, strict=True):
+    sync.reset(seed=1)
+    ours.reset(seed=1)
+    for a, b in zip(*(envs.step(np.zeros(3, int)) for envs in (sync, ours)), strict=True):
         assert layout(a) == layout(b)
 
 
@@ -154,8 +127,8 @@ def test_every_call_returns_fresh_arrays():
     for env, action in [(UmbrellaEnv(3), 0), (UmbrellaVectorEnv(2, 3), np.zeros(2, int))]:
         arrays, infos = [env.reset(seed=1)[0]], []
         for _ in range(4 if isinstance(env, UmbrellaVectorEnv) else 3):
-            obs, reward, terminated, truncated, info = env.step(action)
-            arrays += [x for x in (obs, reward, terminated, truncated) if isinstance(x, np.ndarray)]
+            *results, info = env.step(action)
+            arrays += [x for x in results if isinstance(x, np.ndarray)]
             infos.append(info)
         copies = [x.copy() for x in arrays]
         for i, x in enumerate(arrays):
@@ -181,37 +154,24 @@ def test_seeding():
     assert set(needs) == {0, 1}
 
 
-@pytest.mark.parametrize(
-    ("kwargs", "named"),
-    [
-        ({"chain_length": 0}, "chain_length"),
-        ({"chain_length": 2.5}, "chain_length"),
-        ({"n_distractor": -1}, "n_distractor"),
-        ({"noise_reward": -0.1}, "noise_reward"),
-        ({"final_reward": float("nan")}, "final_reward"),
-    ],
-)
-def test_bad_arguments(kwargs, named):
-    with pytest.raises(ValueError, match=named):
-        UmbrellaEnv(**kwargs)
-    with pytest.raises(ValueError, match=named):
-        UmbrellaVectorEnv(2, **kwargs)
+def test_bad_arguments():
+    bad = [("chain_length", 0), ("chain_length", 2.5), ("n_distractor", -1), ("noise_reward", -0.1)]
+    for name, value in [*bad, ("final_reward", float("nan"))]:
+        for make in (UmbrellaEnv, partial(UmbrellaVectorEnv, 2)):
+            with pytest.raises(ValueError, match=name):
+                make(**{name: value})
 
 
 def test_bad_calls():
     env, envs = UmbrellaEnv(2), UmbrellaVectorEnv(2, 2)
-    with pytest.raises(ResetNeeded):
-        env.step(0)
-    with pytest.raises(ResetNeeded):
-        envs.step(np.zeros(2, int))
-    env.reset(seed=1)
-    envs.reset(seed=1)
-    for action in (2, -1, 0.5, None, np.zeros(2, int)):
+    for x, action in ((env, 0), (envs, np.zeros(2, int))):
+        with pytest.raises(ResetNeeded):
+            x.step(action)
+        x.reset(seed=1)
+    one, two = [2, -1, 0.5, None, np.zeros(2, int)], [[0], [0, 2], [0, -1], [0.0, 1.0], [[0], [0]], 1]
+    for x, action in [*((env, x) for x in one), *((envs, x) for x in two)]:
         with pytest.raises(ValueError, match="action"):
-            env.step(action)
-    for actions in ([0], [0, 2], [0, -1], [0.0, 1.0], np.zeros((2, 1), int), 1):
-        with pytest.raises(ValueError, match="actions"):
-            envs.step(np.asarray(actions))
+            x.step(action)
     env.step(0)
     env.step(0)
     with pytest.raises(ResetNeeded):
