@@ -8,7 +8,7 @@ import threading
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Tuple
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Sequence, Tuple
 
 
 class Noise(gym.Env):
@@ -137,4 +137,6 @@ for name, space in SPACES.items():
 for name, space in BOXES.items():
     gym.register(f"{name}Actions-v0", Records, kwargs={"observations": Noise.observation_space, "actions": space})
 gym.register("NeedsArgument-v0", Records)
+gym.register("NoActions-v0", Records, kwargs={"observations": Discrete(2), "actions": MultiDiscrete([2, 3])})
+gym.register("NoVectors-v0", Records, kwargs={"observations": Sequence(Discrete(2)), "actions": Discrete(2)})
 gym.register("CartPoleNoLimit-v0", "gymnasium.envs.classic_control:CartPoleEnv")  # no max_episode_steps

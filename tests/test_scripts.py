@@ -503,7 +503,8 @@ BAD += [("--resume no/such/folder", "no/such/folder"), ("--evaluate no/such/fold
 BAD += [("--no-such-flag", "--no-such-flag"), ("--num-envs=many", "--num-envs")]
 BAD += [("--runs-dir /dev/null", "cannot write the run folder")]
 BAD += [("--env-id field_envs:Inf-v0", "an observation of"), ("--env-id field_envs:NanReward-v0", "a reward of")]
-BAD += [("--env-id field_envs:NeedsArgument-v0", "NeedsArgument-v0")]
+BAD += [("--env-id field_envs:NeedsArgument-v0", "NeedsArgument-v0"), ("--env-id field_envs:NoVectors-v0", "Sequence")]
+BAD += [("--env-id field_envs:NoActions-v0", "the action space must be Discrete or a flat Box, got MultiDiscrete")]
 RANGES = "num-steps=0 segment-length=0 reward-delay=0 eval-max-steps=0 eval-episodes=0 ent-coef=-1 gamma=1.5"
 RANGES += f" learning-rate=inf gae-lambda=nan clip-coef=-0.1 seed=-1 seed={2**64}"
 BAD += [(f"--{x}", f"--{x.split('=')[0]} must") for x in RANGES.split()]
