@@ -9,7 +9,7 @@ advantages, clipped loss, gradient limit and Adam. The outer objective has a cri
 --irn attention: a reward from self-attention over the whole episode. With --outer-batch same this is SAIR (Jiang et al.
 2021) and MetaIRN as it was published (Link et al. 2025). The form of MetaIRN that works is in ppo_metairn.py.
 
-Everything else is ppo_vanilla.py: `diff ppo_vanilla.py ppo_lirpg.py` shows the method and nothing else.
+Everything else is ppo_vanilla.py: `diff ppo_vanilla.py ppo_lirpg.py` shows all that this file adds.
 
     python ppo_lirpg.py --env-id CartPole-v1 --reward-delay 500 --extrinsic-coef 0 --num-envs 8 --num-steps 256 \\
         --gamma 0.999 --gae-lambda 0.99 --learning-rate 7e-3 --update-epochs 10 --reward-scale 0.01 \\
@@ -24,6 +24,7 @@ References, besides those of ppo_vanilla.py:
 """
 
 import copy
+import errno
 import importlib
 import io
 import json
@@ -905,8 +906,10 @@ class Run:
             command = [sys.executable, str(Path(__file__).resolve()), "--resume", str(self.folder.resolve())]
             print(f"stopped; continue from the last evaluation: cd {shlex.quote(os.getcwd())} && {shlex.join(command)}")
             sys.exit(130)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # a full disk
             fail(f"cannot write {error.filename or self.folder}: {error.strerror}")
+        if kind is None and error:  # while closing
+            raise error
         if error is None:
             last = self.state.rows[-1]
             print(f"final evaluation   {self.in_words(last['eval_return'], last['eval_success'])}")

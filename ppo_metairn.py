@@ -9,7 +9,7 @@ every episode the intrinsic reward sums to 0. A run has two phases.
 2. As soon as the test shows that the redistributed reward helps, the IRN is fixed and PPO learns from the redistributed
    reward. If it has not been shown within --held-steps, PPO learns from the environment's own reward.
 
-Everything else is ppo_vanilla.py: `diff ppo_vanilla.py ppo_metairn.py` shows the method and nothing else.
+Everything else is ppo_vanilla.py: `diff ppo_vanilla.py ppo_metairn.py` shows all that this file adds.
 
     python ppo_metairn.py --seed 3                    # Umbrella Length 50, 100k steps: solved, in about 10 seconds
     python ppo_metairn.py --hide-umbrella --chain-length 200 --total-timesteps 200000          # PPO alone fails here
@@ -29,6 +29,7 @@ References, besides those of ppo_vanilla.py:
     Nakanishi, "Scalable-Softmax Is Superior for Attention", 2025
 """
 
+import errno
 import importlib
 import io
 import json
@@ -1072,8 +1073,10 @@ class Run:
             command = [sys.executable, str(Path(__file__).resolve()), "--resume", str(self.folder.resolve())]
             print(f"stopped; continue from the last evaluation: cd {shlex.quote(os.getcwd())} && {shlex.join(command)}")
             sys.exit(130)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # a full disk
             fail(f"cannot write {error.filename or self.folder}: {error.strerror}")
+        if kind is None and error:  # while closing
+            raise error
         if error is None:
             last = self.state.rows[-1]
             print(f"final evaluation   {self.in_words(last['eval_return'], last['eval_success'])}")

@@ -12,6 +12,7 @@ References:
     vwxyzjn/cleanrl: cleanrl/ppo.py, whose order, names and TensorBoard tags this file keeps
 """
 
+import errno
 import importlib
 import io
 import json
@@ -769,8 +770,10 @@ class Run:
             command = [sys.executable, str(Path(__file__).resolve()), "--resume", str(self.folder.resolve())]
             print(f"stopped; continue from the last evaluation: cd {shlex.quote(os.getcwd())} && {shlex.join(command)}")
             sys.exit(130)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # a full disk
             fail(f"cannot write {error.filename or self.folder}: {error.strerror}")
+        if kind is None and error:  # while closing
+            raise error
         if error is None:
             last = self.state.rows[-1]
             print(f"final evaluation   {self.in_words(last['eval_return'], last['eval_success'])}")
