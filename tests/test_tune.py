@@ -423,7 +423,7 @@ def test_two_processes_share_the_trials(outside, shared, request):
     assert len({(outside.out.with_name(out) / "trials.csv").read_text() for out in outs}) == 1
     logs = "".join(path.read_text() for path in outside.out.glob("easy__fake/*.log"))
     complete = sum(row["state"] == "COMPLETE" for row in read_table(outside.out))
-    assert storage or logs.count("fake.py") == (8 + complete) * 3 + 2 * 2  # nothing ran twice
+    assert storage or logs.count("fake.py") == (8 + complete) * 3 + min(complete, 2) * 2  # nothing ran twice
 
 
 BAD_FILES = """
