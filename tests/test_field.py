@@ -242,8 +242,9 @@ def test_a_file_system_of_so_many_kilobytes(tmp_path, size):
 
 def test_evaluate_names_what_does_not_fit(cli, refused):
     folder = cli(ppo_vanilla, *TINY, "--total-timesteps", 64)
-    for script, *flags in [(ppo_vanilla, "--env-id", "CartPole-v1"), (ppo_vanilla, "--n-distractor", 3), (ppo_lirpg,)]:
-        refused(script, ["--evaluate", folder, *flags], "checkpoint.pt: its networks")
+    for flags in (["--env-id", "CartPole-v1"], ["--n-distractor", 3]):
+        refused(ppo_vanilla, ["--evaluate", folder, *flags], "checkpoint.pt: its networks")
+    refused(ppo_lirpg, ["--evaluate", folder], "does not hold the options of a run of this script")
     assert cli(ppo_vanilla, "--evaluate", folder, "--hide-umbrella", "--chain-length", 7) == folder  # this fits
 
 

@@ -51,7 +51,8 @@ def test_what_is_defined_under_one_name_is_marked_as_shared_and_the_same_text(na
     common = [x for x in vanilla if x in other]
     assert {x for x in common if vanilla[x] != other[x]} == {"Args", "main"}
     assert common == [x for x in other if x in vanilla]
-    assert set(vanilla) - set(other) <= {"ppo_update"}  # LIRPG has an update of its own
+    own = {"ppo_loss", "minibatch_step", "ppo_update"} - set(other)  # LIRPG and CLN have updates of their own
+    assert set(vanilla) - set(other) == own | {"compile_step"}
     assert main()
 
 
@@ -108,7 +109,8 @@ def test_log_probabilities_and_entropies_are_those_of_torch_distributions(script
     logprobs, entropies = actor(obs, actions)
     torch.testing.assert_close(logprobs, expected.log_prob(actions))
     torch.testing.assert_close(entropies, expected.entropy())
-    samples = actor.sample(obs[0, 0].expand(40_000, 3))  # standard errors: at most 0.0025 and std / 200
+    noise = actor.noise(40_000)  # standard errors: at most 0.0025 and std / 200
+    samples = torch.as_tensor(actor.policy()(obs[0, :1].expand(40_000, 3).numpy(), noise))
     if actor.discrete:
         frequencies = torch.bincount(samples, minlength=4) / 40_000
         torch.testing.assert_close(frequencies.double(), expected.probs[0, 0], rtol=0, atol=0.012)
@@ -116,6 +118,28 @@ def test_log_probabilities_and_entropies_are_those_of_torch_distributions(script
         std = actor.logstd.exp()
         assert ((samples.mean(0) - actor.net(obs[0, 0])).abs() < 0.025 * std).all()
         assert ((samples.std(0) / std - 1).abs() < 0.02).all()  # standard error 1 / sqrt(80,000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", [TINY, [*TINY, "--env-id", "Pendulum-v1", "--normalize"]], ids=["discrete", "box"])
+def test_compiled_steps_are_the_eager_ones(task, cli, interrupt):
+    """After ten updates they differ by rounding, and a stopped run goes on to the bit."""
+    flags = [*task, "--total-timesteps", 320, "--max-grad-norm", 0.1]
+    eager = read_result(cli(ppo_vanilla, *flags, "--exp-name", "eager"))
+    compiled = read_result(cli(ppo_vanilla, *flags, "--compile"))
+    torch.testing.assert_close(compiled[0], eager[0], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(compiled[1]["adam"], eager[1]["adam"], rtol=1e-3, atol=1e-4)
+    folder, _ = interrupt(ppo_vanilla, cli, ppo_vanilla, *flags, "--compile", "--exp-name", "stopped")
+    assert_same(read_result(cli(ppo_vanilla, "--resume", folder)), compiled)
+
+
+@pytest.mark.slow
+def test_compile_needs_a_compiler(tmp_path):
+    flags = ["--compile", "--runs-dir", tmp_path / "runs"]
+    ended = run_cli(ppo_vanilla, *flags, env=os.environ | {"CXX": "none", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)})
+    assert (ended.returncode, ended.stderr.count("\n"), ended.stdout) == (2, 1, "")
+    assert ended.stderr.startswith("error: --compile finds no compiler")
+    assert not (tmp_path / "runs").exists()
 
 
 METHODS = [(ppo_lirpg, [], []), (ppo_metairn, ["--held-steps", 0], [])]
