@@ -14,6 +14,9 @@ Everything else is ppo_vanilla.py: `diff ppo_vanilla.py ppo_lirpg.py` shows all 
     python ppo_lirpg.py --env-id CartPole-v1 --reward-delay 500 --extrinsic-coef 0 --num-envs 8 --num-steps 256 \\
         --gamma 0.999 --gae-lambda 0.99 --learning-rate 7e-3 --update-epochs 10 --reward-scale 0.01 \\
         --meta-learning-rate 4e-4                     # CartPole paid at the end of the episode: about 30 seconds
+    python ppo_lirpg.py --env-id Hopper-v5 --reward-delay 20 --normalize --delay-normalized --reward-scale 1 \\
+        --total-timesteps 1000000 --num-envs 1 --num-steps 2048 --segment-length 1 --num-minibatches 32 \\
+        --update-epochs 10 --learning-rate 3e-4 --no-anneal-lr --clip-coef 0.2      # LIRPG as its authors ran it
     python ppo_lirpg.py --irn attention --outer-batch same             # MetaIRN as published
     python ppo_lirpg.py --resume runs/FOLDER          # continue a run that was stopped, with the same numbers
 
@@ -47,6 +50,7 @@ import torch
 import tyro
 from gymnasium.wrappers.utils import RunningMeanStd
 from torch import nn
+from torch.func import functional_call
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from typeguard import TypeCheckError, check_type
@@ -72,6 +76,7 @@ class Args:
     invert_umbrella: bool = False  # Umbrella only: the opposite of the right first action is right
     reward_delay: int = 1  # the learner gets the summed reward of this many steps at once, or at an episode's end
     normalize: bool = False  # normalize observations and rewards by running statistics, for continuous control
+    delay_normalized: bool = False  # with --normalize: delay the normalized rewards; else the delayed are normalized
 
     # PPO
     total_timesteps: int = 100_000  # environment steps of the whole run
@@ -96,10 +101,13 @@ class Args:
     irn: Literal["mlp", "attention"] = "mlp"  # mlp reads one step's observation and action, attention the episode
     meta_learning_rate: float = 1e-4  # Adam's step size for the intrinsic reward network
     intrinsic_coef: float = 1.0  # weight of the intrinsic reward in the reward that PPO learns from
-    extrinsic_coef: float = 1.0  # weight of the extrinsic reward in that sum; 0: PPO learns from the intrinsic one
-    outer_batch: Literal["next", "same"] = "next"  # the outer step's minibatch: the next one, or the inner step's own
-    outer_gamma: float = 1.0  # discount factor of the outer step's advantage; below 1 for tasks without an end
-    outer_gae_lambda: float = 1.0  # lambda of the outer step's advantage; with both at 1 it is return minus value
+    # With irn mlp and continuous actions, None is what LIRPG's authors chose (Hwhitetooth/lirpg: baselines/ppo2)
+    extrinsic_coef: float | None = None  # weight of the extrinsic reward in that sum; None: 0 if continuous, else 1
+    tanh_reward: bool | None = None  # r_in is a tanh, and not small at first; None: for continuous actions
+    outer_batch: Literal["next", "same"] | None = None  # outer step's minibatch; None: same if continuous, else next
+    outer_gamma: float | None = None  # discount factor of the outer advantage; None: gamma if continuous, else 1
+    outer_gae_lambda: float | None = None  # lambda of the outer advantage; None: gae_lambda if continuous, else 1
+    joint_ext_critic: bool | None = None  # one Adam step for reward and extrinsic critic; None: for continuous actions
 
 
 def layer_init(layer, std=2**0.5, bias_const=0.0):  # shared
@@ -124,17 +132,32 @@ class Actor(nn.Module):  # shared
     def __init__(self, obs_dim, action_space):
         super().__init__()
         self.discrete = isinstance(action_space, gym.spaces.Discrete)
-        action_dim = int(action_space.n if self.discrete else action_space.shape[0])
-        self.net = make_mlp(obs_dim, action_dim, std=0.01)
+        self.action_dim = int(action_space.n if self.discrete else action_space.shape[0])
+        self.net = make_mlp(obs_dim, self.action_dim, std=0.01)
         if not self.discrete:
-            self.logstd = nn.Parameter(torch.zeros(action_dim))
+            self.logstd = nn.Parameter(torch.zeros(self.action_dim))
 
-    def sample(self, obs):
-        """obs [..., obs_dim] -> actions [...] or [..., action_dim]"""
-        output = self.net(obs)
-        if self.discrete:
-            return torch.multinomial(output.softmax(-1), 1).squeeze(-1)
-        return torch.normal(output, self.logstd.exp().expand_as(output))
+    def noise(self, *shape):
+        """What sampling needs, [*shape, action_dim] in numpy: Gumbel noise (Discrete) or standard normal noise (Box)"""
+        noise = torch.empty(*shape, self.action_dim)
+        return (noise.exponential_().log_().neg_() if self.discrete else noise.normal_()).numpy()
+
+    @torch.no_grad()
+    def policy(self):
+        """Returns act(obs [N, obs_dim], noise [N, action_dim]) -> actions [N] or [N, action_dim].
+
+        It is all numpy, since torch takes several times as long for so few rows. The largest of logits plus Gumbel
+        noise is a sample of the Categorical distribution.
+        """
+        w1, b1, w2, b2, w3, b3 = (p.cpu().numpy().T for p in self.net.parameters())
+        std = None if self.discrete else self.logstd.exp().cpu().numpy()
+
+        def act(obs, noise):
+            x = np.maximum(obs.astype(w1.dtype, copy=False) @ w1 + b1, 0)
+            output = np.maximum(x @ w2 + b2, 0) @ w3 + b3
+            return (output + noise).argmax(-1) if self.discrete else output + std * noise
+
+        return act
 
     def forward(self, obs, actions):
         """obs [..., obs_dim], actions [...] or [..., action_dim] -> log-probabilities [...], entropies [...]"""
@@ -174,13 +197,13 @@ def flat_parameters(module):  # shared
 class IntrinsicRewardNetwork(nn.Module):
     """r_in for every step: from its observation and action (mlp), or from all that its episode holds (attention)."""
 
-    def __init__(self, obs_dim, action_space, kind, dim=32):
+    def __init__(self, obs_dim, action_space, kind, dim=32, tanh=False):
         super().__init__()
-        self.kind = kind
+        self.kind, self.tanh = kind, tanh
         self.num_actions = int(action_space.n) if isinstance(action_space, gym.spaces.Discrete) else None
         action_dim = self.num_actions or action_space.shape[0]
         if kind == "mlp":
-            self.net = make_mlp(obs_dim + action_dim, 1, std=0.01)
+            self.net = make_mlp(obs_dim + action_dim, 1, std=1.0 if tanh else 0.01)
         else:
             self.embed = layer_init(nn.Linear(obs_dim + action_dim + 2, dim), std=1.0)
             self.qkv = layer_init(nn.Linear(dim, 3 * dim), std=1.0)
@@ -192,7 +215,8 @@ class IntrinsicRewardNetwork(nn.Module):
         if self.num_actions:
             actions = nn.functional.one_hot(actions, self.num_actions).to(rewards.dtype)  # [T, N, num_actions]
         if self.kind == "mlp":
-            return self.net(torch.cat([obs, actions], -1)).squeeze(-1)
+            r_in = self.net(torch.cat([obs, actions], -1)).squeeze(-1)
+            return r_in.tanh() if self.tanh else r_in
         episode, time = episodes_and_times(dones)  # [T, N]
         same = episode.T[:, :, None] == episode.T[:, None, :]  # [N, T, T] both steps belong to one episode
         x = torch.cat([obs, actions, rewards.unsqueeze(-1), time.log1p().unsqueeze(-1)], -1)  # [T, N, features]
@@ -228,12 +252,13 @@ def rollout(envs, actor, obs, args, device):  # shared
 
     Returns the Batch, the observation to go on from, and the episodes that ended, as (return, length, success).
     """
-    steps, episodes = [], []
-    for _ in range(args.num_steps):
-        actions = actor.sample(torch.as_tensor(obs, dtype=torch.get_default_dtype(), device=device)).cpu().numpy()
+    act, noise, steps, episodes = actor.policy(), actor.noise(args.num_steps, len(obs)), [], []
+    for step_noise in noise:
+        actions = act(obs, step_noise)
         following_obs, rewards, terminations, truncations, infos = envs.step(actions)
-        next_obs, dones = following_obs.copy(), terminations | truncations
+        next_obs, dones = following_obs, terminations | truncations
         if dones.any():  # following_obs already begins the next episodes: put back what the action led to
+            next_obs = following_obs.copy()
             next_obs[dones] = np.stack(infos["final_obs"][dones])
             episodes += ended_episodes(infos, dones)
         steps.append((obs, actions, rewards * args.reward_scale, next_obs, terminations, dones))
@@ -296,7 +321,7 @@ def policy_loss(new_logprobs, entropies, logprobs, advantages, clip_coef, ent_co
 
 def clip_grad_norm(grad, max_norm):  # shared
     """grad [P] scaled to a norm of at most max_norm, as nn.utils.clip_grad_norm_ does but differentiable"""
-    return grad * (max_norm / (grad.norm() + 1e-6)).clamp(max=1.0)
+    return grad * (max_norm / (torch.linalg.vector_norm(grad) + 1e-6)).clamp(max=1.0)
 
 
 def adam_step(theta, grad, adam, lr, beta1=0.9, beta2=0.999, eps=1e-5):  # shared
@@ -307,11 +332,11 @@ def adam_step(theta, grad, adam, lr, beta1=0.9, beta2=0.999, eps=1e-5):  # share
     reads 0) would turn a gradient through this step into NaN.
     """
     m, v, step = adam
-    step += 1
+    step = step + 1
     m = m.lerp(grad, 1 - beta1)
     v = torch.addcmul(beta2 * v, grad, grad, value=1 - beta2)
     root = (v / (1 - beta2**step)).clamp_min(torch.finfo(v.dtype).tiny).sqrt()
-    return torch.addcdiv(theta, m, root + eps, value=-lr / (1 - beta1**step)), (m, v, step)
+    return theta - lr / (1 - beta1**step) * m / (root + eps), (m, v, step)
 
 
 def new_adam(theta):  # shared
@@ -327,7 +352,7 @@ def descend(theta, adam, lr, max_grad_norm, eps=1e-5):  # shared
     return adam
 
 
-def unflatten(theta, module):
+def unflatten(theta, module):  # shared
     """theta [P] -> the dict of parameters that functional_call takes"""
     parameters = dict(module.named_parameters())
     parts = theta.split([p.numel() for p in parameters.values()])
@@ -341,7 +366,7 @@ def inner_step(actor, theta, adam, obs, actions, logprobs, advantages, lr, args)
     """
     if args.norm_adv:
         advantages = normalize(advantages)
-    new_logprobs, entropies = torch.func.functional_call(actor, unflatten(theta, actor), (obs, actions))
+    new_logprobs, entropies = functional_call(actor, unflatten(theta, actor), (obs, actions))
     loss, stats = policy_loss(new_logprobs, entropies, logprobs, advantages, args.clip_coef, args.ent_coef)
     (grad,) = torch.autograd.grad(loss, theta, create_graph=True)
     theta, adam = adam_step(theta, clip_grad_norm(grad, args.max_grad_norm), adam, lr)
@@ -351,8 +376,41 @@ def inner_step(actor, theta, adam, obs, actions, logprobs, advantages, lr, args)
 def outer_loss(actor, theta, obs, actions, logprobs, ext_advantages, args):
     """PPO's loss of the extrinsic advantage at theta' [P]: what the intrinsic reward network is to lower. A scalar."""
     advantages = normalize(ext_advantages) if args.norm_adv else ext_advantages
-    new_logprobs, entropies = torch.func.functional_call(actor, unflatten(theta, actor), (obs, actions))
+    new_logprobs, entropies = functional_call(actor, unflatten(theta, actor), (obs, actions))
     return policy_loss(new_logprobs, entropies, logprobs, advantages, args.clip_coef, 0.0)[0]
+
+
+def doubling_weights(dones, decay):
+    """compute_gae's weights of what lies 1, 2, 4, ... steps ahead: [passes, T, N], 0 past an episode's end."""
+    weights, reach = [decay * (1 - dones)], 1
+    while 2 * reach < len(dones):
+        beyond = torch.zeros_like(dones[:reach])
+        weights.append(weights[-1] * torch.cat([weights[-1][reach:], beyond]))
+        reach *= 2
+    return torch.stack(weights)
+
+
+class DiscountedSum(torch.autograd.Function):
+    """rewards [T, N] -> sum over k of (gamma * lambda)^k r_{t+k} to the episode's end, by doubling_weights
+
+    GAE is linear: compute_gae(r_ex + r_in, ...) is compute_gae(r_ex, ...) + DiscountedSum(r_in). These passes, and the
+    transposed ones of the gradient, take a quarter of the time of compute_gae's graph.
+    """
+
+    @staticmethod
+    def forward(ctx, rewards, weights):
+        ctx.save_for_backward(weights)
+        sums = rewards.clone()
+        for i, weight in enumerate(weights):
+            sums[: -(2**i)].add_(weight[: -(2**i)] * sums[2**i :])
+        return sums
+
+    @staticmethod
+    def backward(ctx, grad):
+        (weights,), grad = ctx.saved_tensors, grad.clone()
+        for i, weight in enumerate(weights):  # the passes commute
+            grad[2**i :].add_(weight[: -(2**i)] * grad[: -(2**i)])
+        return grad, None
 
 
 def lirpg_update(networks, parameters, adam, batch, frac, args):
@@ -365,6 +423,8 @@ def lirpg_update(networks, parameters, adam, batch, frac, args):
     actor, critic, ext_critic, irn = networks.values()
     theta, phi, ext_phi, eta = parameters
     lr, meta_lr = frac * args.learning_rate, frac * args.meta_learning_rate
+    # Meta-gradients pass through the policy's step and are smaller than Adam's usual eps of 1e-5
+    ext_lr, meta_eps = (meta_lr, 1e-5) if args.joint_ext_critic else (lr, 1e-10)
     with torch.no_grad():
         logprobs, _ = actor(batch.obs, batch.actions)  # [T, N]
         values, next_values = critic(batch.obs), critic(batch.next_obs)  # [T, N]
@@ -372,23 +432,26 @@ def lirpg_update(networks, parameters, adam, batch, frac, args):
         ends, outer = (batch.terminations, batch.dones), (args.outer_gamma, args.outer_gae_lambda)
         ext_advantages = compute_gae(batch.rewards, ext_values, ext_next_values, *ends, *outer)
         ext_returns = ext_advantages + ext_values
-    data = batch.obs, batch.actions, logprobs, values, ext_advantages, ext_returns
-    data = [cut(x, args.segment_length) for x in data]
+        rewards = args.extrinsic_coef * batch.rewards
+        advantages = compute_gae(rewards, values, next_values, *ends, args.gamma, args.gae_lambda)  # without r_in
+        weights = doubling_weights(batch.dones, args.gamma * args.gae_lambda)  # [passes, T, N]
+    data = batch.obs, batch.actions, logprobs, advantages, values, ext_advantages, ext_returns
+    data = [cut(x, args.segment_length).transpose(0, 1) for x in data]  # [number of segments, segment_length, ...]
     pieces = args.num_steps // args.segment_length  # segments per environment
     stats = []  # one row [9] per minibatch
     for _ in range(args.update_epochs):
-        minibatches = torch.randperm(data[0].shape[1]).to(theta.device).chunk(args.num_minibatches)  # whole segments
+        order = torch.randperm(len(data[0])).to(theta.device)
+        chunks = [x.chunk(args.num_minibatches) for x in (order, *(x[order] for x in data))]  # of whole segments
+        minibatches = list(zip(*chunks, strict=True))
         outer_minibatches = minibatches if args.outer_batch == "same" else minibatches[1:] + minibatches[:1]
-        for mb, outer_mb in zip(minibatches, outer_minibatches, strict=True):
-            # Inner step: PPO on the mixed reward, with a graph that leads to the intrinsic reward network. Advantages
-            # are of whole rollouts, of those environments that the minibatch has segments of.
+        for minibatch, outer_minibatch in zip(minibatches, outer_minibatches, strict=True):
+            # Inner step: PPO on the mixed reward, with a graph that leads to the intrinsic reward network. Intrinsic
+            # rewards are of whole rollouts, of those environments that the minibatch has segments of.
+            mb, mb_obs, mb_actions, mb_logprobs, mb_advantages, mb_values, _, mb_ext_returns = minibatch
             env, place = torch.unique(mb // pieces, return_inverse=True)
             r_in = irn(*(x[:, env] for x in (batch.obs, batch.actions, batch.rewards, batch.dones)))  # [T, n]
-            rewards = args.extrinsic_coef * batch.rewards[:, env] + args.intrinsic_coef * r_in
-            values_and_ends = [x[:, env] for x in (values, next_values, *ends)]
-            advantages = compute_gae(rewards, *values_and_ends, args.gamma, args.gae_lambda)
-            mb_advantages = cut(advantages, args.segment_length)[:, place * pieces + mb % pieces]
-            mb_obs, mb_actions, mb_logprobs, mb_values, _, mb_ext_returns = [x[:, mb] for x in data]
+            sums = cut(DiscountedSum.apply(args.intrinsic_coef * r_in, weights[:, :, env]), args.segment_length)
+            mb_advantages = mb_advantages + sums.transpose(0, 1)[place * pieces + mb % pieces]
             inner_theta, inner_adam, mb_stats = inner_step(
                 actor, theta, adam["actor"], mb_obs, mb_actions, mb_logprobs, mb_advantages, lr, args
             )
@@ -398,15 +461,18 @@ def lirpg_update(networks, parameters, adam, batch, frac, args):
             ext_v_loss = 0.5 * (ext_critic(mb_obs) - mb_ext_returns).square().mean()
             (args.vf_coef * (v_loss + ext_v_loss)).backward()
             adam["critic"] = descend(phi, adam["critic"], lr, args.max_grad_norm)
-            adam["ext_critic"] = descend(ext_phi, adam["ext_critic"], lr, args.max_grad_norm)
 
             # Outer step. The next minibatch has noise that the inner step has not seen; LIRPG and SAIR take the same
-            obs, actions, outer_logprobs, _, outer_ext_advantages, _ = [x[:, outer_mb] for x in data]
+            _, obs, actions, outer_logprobs, _, _, outer_ext_advantages, _ = outer_minibatch
             meta_loss = outer_loss(actor, inner_theta, obs, actions, outer_logprobs, outer_ext_advantages, args)
             meta_loss.backward(inputs=list(irn.parameters()))
             meta_stats = torch.stack([v_loss, ext_v_loss, meta_loss, eta.grad.norm()]).detach()
-            # Meta-gradients pass through the policy's step and are smaller than Adam's usual eps of 1e-5
-            adam["irn"] = descend(eta, adam["irn"], meta_lr, args.max_grad_norm, eps=1e-10)
+            if args.joint_ext_critic:
+                norm = torch.cat([ext_phi.grad, eta.grad]).norm()
+                for x in (ext_phi, eta):
+                    x.grad.mul_((args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+            adam["ext_critic"] = descend(ext_phi, adam["ext_critic"], ext_lr, args.max_grad_norm)
+            adam["irn"] = descend(eta, adam["irn"], meta_lr, args.max_grad_norm, eps=meta_eps)
             stats.append(torch.cat([mb_stats, meta_stats]))
 
             # The policy takes the inner step, without its graph
@@ -424,12 +490,12 @@ def lirpg_update(networks, parameters, adam, batch, frac, args):
 def main(args):
     """Trains a policy, or evaluates one that was trained (args.evaluate). Returns the run's folder, a Path."""
     envs, device = set_up(args)
-    check_irn_args(args)
     obs_dim, action_space = envs.single_observation_space.shape[0], envs.single_action_space
+    check_irn_args(args, action_space)
     actor, critic = Actor(obs_dim, action_space).to(device), Critic(obs_dim).to(device)
     ext_critic = copy.deepcopy(critic)
     with torch.random.fork_rng(devices=[]):  # so that the rollouts draw the numbers that ppo_vanilla.py draws
-        irn = IntrinsicRewardNetwork(obs_dim, action_space, args.irn).to(device)
+        irn = IntrinsicRewardNetwork(obs_dim, action_space, args.irn, tanh=args.tanh_reward).to(device)
     networks = nn.ModuleDict({"actor": actor, "critic": critic, "ext_critic": ext_critic, "irn": irn})
     parameters = [flat_parameters(network) for network in networks.values()]
     adam = {name: new_adam(x) for name, x in zip(networks, parameters, strict=True)}
@@ -452,11 +518,19 @@ def main(args):
     return run.folder
 
 
-def check_irn_args(args):
-    """Fails, naming the option, on values of the intrinsic reward's options that no run could use."""
+def check_irn_args(args, action_space):
+    """Fills in what is None, and fails, naming the option, on values that no run could use."""
+    default = {"extrinsic_coef": 1.0, "tanh_reward": False, "outer_batch": "next", "outer_gamma": 1.0}
+    default |= {"outer_gae_lambda": 1.0, "joint_ext_critic": False}
+    if args.irn == "mlp" and not isinstance(action_space, gym.spaces.Discrete):
+        default = {"extrinsic_coef": 0.0, "tanh_reward": True, "outer_batch": "same", "outer_gamma": args.gamma}
+        default |= {"outer_gae_lambda": args.gae_lambda, "joint_ext_critic": True}
+    vars(args).update({name: x for name, x in default.items() if getattr(args, name) is None})
     coefs = "meta_learning_rate intrinsic_coef extrinsic_coef"
     check(args, coefs, lambda x: math.isfinite(x) and x >= 0, "be a finite number of at least 0")
     check(args, "outer_gamma outer_gae_lambda", lambda x: 0 <= x <= 1, "lie in [0, 1]")
+    if args.tanh_reward and args.irn == "attention":
+        fail("--tanh-reward is for --irn mlp")
     if args.outer_batch == "next" and args.num_minibatches == 1:
         fail("--num-minibatches must be at least 2 with --outer-batch next, which needs one for the outer step")
     if args.intrinsic_coef == args.extrinsic_coef == 0:
@@ -588,7 +662,8 @@ class LearnersView(gym.vector.VectorWrapper):
     --reward-delay: rewards are summed, and paid every so many steps and at an episode's end. --normalize: observations
     are shifted and scaled by their running mean and deviation, rewards are divided by the deviation of the discounted
     return, and both are clipped at 10. This is what gymnasium's NormalizeObservation and NormalizeReward do in
-    cleanrl/ppo_continuous_action.py, but with one set of statistics for all environments. Actions of a bounded Box are
+    cleanrl/ppo_continuous_action.py, but with one set of statistics for all environments. Rewards are delayed first,
+    or normalized first (--delay-normalized), as in Hwhitetooth/lirpg: baselines/ppo2. Actions of a bounded Box are
     scaled from [-1, 1] to its bounds; all are clipped to the Box. Discrete actions count from 0.
     """
 
@@ -606,39 +681,58 @@ class LearnersView(gym.vector.VectorWrapper):
         if check and not np.isfinite(obs).all():
             fail(f"--env-id {self.args.env_id}: an observation of the environment is not finite")
         mean, var = self.statistics[0].mean, self.statistics[0].var
-        return ((obs - mean) / np.sqrt(var + 1e-8)).clip(-10, 10) if self.args.normalize else obs
+        return clip((obs - mean) / np.sqrt(var + 1e-8), -10, 10) if self.args.normalize else obs
 
     def reset(self, **kwargs):
         obs, infos = self.env.reset(**kwargs)
         self.owed, self.returns, self.steps = np.zeros((3, self.num_envs))  # [N] each, since the episode began
-        if self.learns:
-            self.statistics[0].update(obs)
+        self.learn(self.statistics[0], obs)
         return self.view(obs), infos
+
+    def learn(self, statistics, x):
+        if self.learns:  # one row has no variance, and numpy takes long to say so
+            mean, var = (x[0], np.zeros_like(x[0])) if len(x) == 1 else (x.mean(0), x.var(0))
+            statistics.update_from_moments(mean, var, len(x))
+
+    def delayed(self, rewards, ended):
+        if self.args.reward_delay == 1:
+            return rewards
+        self.steps += 1
+        self.owed += rewards
+        rewards = np.where(ended | (self.steps % self.args.reward_delay == 0), self.owed, 0.0)
+        self.owed -= rewards
+        self.steps[ended] = 0
+        return rewards
+
+    def normalized(self, rewards, ended):
+        if not self.args.normalize:
+            return rewards
+        self.returns = self.args.gamma * self.returns + rewards
+        self.learn(self.statistics[1], self.returns)
+        self.returns[ended] = 0
+        return clip(rewards / np.sqrt(self.statistics[1].var + 1e-8), -10, 10)
 
     def step(self, actions):
         space = self.single_action_space
         if isinstance(space, gym.spaces.Discrete):
             actions = actions + space.start
         else:
-            actions = (self.center + self.half * actions).clip(space.low, space.high).astype(space.dtype)
+            actions = clip(self.center + self.half * actions, space.low, space.high).astype(space.dtype)
         obs, rewards, terminations, truncations, infos = self.env.step(actions)
         if not np.isfinite(rewards).all():
             fail(f"--env-id {self.args.env_id}: a reward of the environment is not finite")
         ended = terminations | truncations
-        self.steps += 1
-        self.owed += rewards
-        rewards = np.where(ended | (self.steps % self.args.reward_delay == 0), self.owed, 0.0)
-        self.owed -= rewards
-        self.returns = self.args.gamma * self.returns + rewards
-        if self.learns:
-            for statistics, x in zip(self.statistics, (obs, self.returns), strict=True):
-                statistics.update(x)
-        self.steps[ended] = self.owed[ended] = self.returns[ended] = 0
-        if self.args.normalize:
-            rewards = (rewards / np.sqrt(self.statistics[1].var + 1e-8)).clip(-10, 10)
+        self.learn(self.statistics[0], obs)
+        for change in (self.delayed, self.normalized)[:: -1 if self.args.delay_normalized else 1]:
+            rewards = change(rewards, ended)
         for i in np.flatnonzero(ended):  # a terminal observation may be anything, since nothing is learned from it
             infos["final_obs"][i] = self.view(infos["final_obs"][i], check=not terminations[i])
         return self.view(obs), rewards, terminations, truncations, infos
+
+
+def clip(x, low, high):
+    """np.clip, which takes several times as long for a few numbers"""
+    return np.minimum(np.maximum(x, low), high)
 
 
 def ended_episodes(infos, ended):
@@ -844,10 +938,10 @@ class Run:
         seed_all(seeds[0])
         envs = make_envs(args, len(seeds), self.envs.statistics)
         obs, _ = envs.reset(seed=seeds)
-        episodes, running, step = [], np.ones(len(seeds), bool), 0
+        actor, episodes, running, step = self.networks["actor"], [], np.ones(len(seeds), bool), 0
+        act = actor.policy()
         while running.any() and step < args.eval_max_steps:
-            obs = torch.as_tensor(obs, dtype=torch.get_default_dtype(), device=self.device)
-            obs, _, terminations, truncations, infos = envs.step(self.networks["actor"].sample(obs).cpu().numpy())
+            obs, _, terminations, truncations, infos = envs.step(act(obs, actor.noise(len(seeds))))
             ended = running & (terminations | truncations)  # an environment's later episodes do not count
             if ended.any():
                 episodes += ended_episodes(infos, ended)

@@ -29,8 +29,9 @@ REDISTRIBUTES = pytest.mark.parametrize("kind", ["redistribution", "kernel"])
 def make_irn(space=DISCRETE, kind="redistribution"):
     """With a redistribution that is far from uniform"""
     torch.manual_seed(0)
-    if kind in ("mlp", "attention"):
-        return ppo_lirpg.IntrinsicRewardNetwork(4, space, kind, dim=8)
+    if kind in ("mlp", "tanh", "attention"):
+        name = "attention" if kind == "attention" else "mlp"
+        return ppo_lirpg.IntrinsicRewardNetwork(4, space, name, dim=8, tanh=kind == "tanh")
     irn = IntrinsicRewardNetwork(4, space, kind, dim=8)
     weight, factor = (irn.query.weight, 20) if kind == "redistribution" else (irn.net[-1].weight, 100)
     weight.data *= factor
@@ -179,8 +180,24 @@ def test_the_table_of_kernels_says_where_they_pay(tmp_path):
     np.testing.assert_allclose(table.filter(like="weight_"), [[1 / 20] * 20 + [0] * 20] * 2, atol=1e-5)
 
 
-def test_mlp_reads_one_state_and_action():
-    irn, episodes = make_irn(kind="mlp"), make_episodes()
+@SPACES
+def test_tanh_of_a_reward_that_is_not_small_at_first(space):
+    """As in baselines/ppo2/policies.py of Hwhitetooth/lirpg; without tanh it is small, and has no bounds."""
+    torch.manual_seed(0)
+    obs, actions, *rest = make_episodes(space)
+    irn, small = [ppo_lirpg.IntrinsicRewardNetwork(4, space, "mlp", tanh=tanh) for tanh in (True, False)]
+    inputs = torch.cat([obs, torch.eye(3)[actions] if space is DISCRETE else actions], -1)
+    torch.testing.assert_close(irn(obs, actions, *rest), irn.net(inputs).squeeze(-1).tanh())
+    assert irn(obs, actions, *rest).std() > 0.1
+    assert small(obs, actions, *rest).std() < 0.02
+    for x in (irn, small):
+        x.net[-1].weight.data.fill_(100)
+    assert irn(obs, actions, *rest).abs().max() <= 1 < small(obs, actions, *rest).abs().max()
+
+
+@pytest.mark.parametrize("kind", ["mlp", "tanh"])
+def test_mlp_reads_one_state_and_action(kind):
+    irn, episodes = make_irn(kind=kind), make_episodes()
     obs, actions, rewards, dones = (x.clone() for x in episodes)
     obs[3, 1] += 1
     actions[6, 2] = (actions[6, 2] + 1) % 3
@@ -189,7 +206,7 @@ def test_mlp_reads_one_state_and_action():
 
 
 @SPACES
-@pytest.mark.parametrize("kind", ["redistribution", "kernel", "attention", "mlp"])
+@pytest.mark.parametrize("kind", ["redistribution", "kernel", "attention", "mlp", "tanh"])
 def test_every_parameter_has_a_gradient(space, kind):
     irn = make_irn(space, kind)
     (reward_of(irn, *make_episodes(space)) * torch.randn(T, N)).sum().backward()

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import runpy
 import sys
 from functools import partial
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import roll_out
+from helpers import TINY, roll_out
 from torch import nn
 
 import ppo_lirpg as lirpg
@@ -17,19 +18,21 @@ import ppo_metairn as m
 
 RESULTS = Path(__file__).parents[1] / "results"
 UMBRELLA = "umbrella_env:UmbrellaLength-v0"
-KINDS = pytest.mark.parametrize("kind", ["mlp", "attention"])
+KINDS = pytest.mark.parametrize("kind", ["mlp", "tanh", "attention"])
 
 
 def make_problem(env_id, kind, num_envs=6, num_steps=8, **kwargs):
     """Of ppo_lirpg.py, in the current default dtype: args, the four networks, and a rollout: a Batch [T, N, ...]."""
-    sizes = {"num_envs": num_envs, "num_steps": num_steps, "segment_length": num_steps}
-    args = lirpg.Args(env_id=env_id, chain_length=4, n_distractor=1, irn=kind, clip_coef=0.2, **sizes | kwargs)
+    options = {"num_envs": num_envs, "num_steps": num_steps, "segment_length": num_steps, "tanh_reward": kind == "tanh"}
+    options |= {"irn": "attention" if kind == "attention" else "mlp", "extrinsic_coef": 1.0, "clip_coef": 0.2}
+    args = lirpg.Args(env_id=env_id, chain_length=4, n_distractor=1, **options | kwargs)
     torch.manual_seed(0)
     envs = lirpg.make_envs(args, num_envs)
     obs, _ = envs.reset(seed=list(range(num_envs)))
     obs_dim, space = envs.single_observation_space.shape[0], envs.single_action_space
+    lirpg.check_irn_args(args, space)
     actor, critic, ext_critic = lirpg.Actor(obs_dim, space), lirpg.Critic(obs_dim), lirpg.Critic(obs_dim)
-    irn = lirpg.IntrinsicRewardNetwork(obs_dim, space, kind, dim=4)
+    irn = lirpg.IntrinsicRewardNetwork(obs_dim, space, args.irn, dim=4, tanh=args.tanh_reward)
     for p in itertools.chain(actor.net[-1].parameters(), irn.parameters()):
         p.data += 0.3 * torch.randn_like(p)  # away from the nearly uniform policy and the nearly constant reward
     networks = nn.ModuleDict({"actor": actor, "critic": critic, "ext_critic": ext_critic, "irn": irn})
@@ -90,12 +93,13 @@ def test_a_gradient_of_exactly_zero_gives_no_nan(dtype):
     assert eta.grad.isfinite()
 
 
-def test_lirpg_closed_form(float64, monkeypatch):
+@pytest.mark.parametrize("kind", ["mlp", "tanh"])
+def test_lirpg_closed_form(float64, monkeypatch, kind):
     """Zheng et al. 2018, eq. 10 and 11, sums made means: with one plain gradient step from the policy that acted,
     d J_ex / d eta = alpha lambda sum_t sum_{i >= t} gamma^(i-t) d r_in(s_i, a_i) / d eta
     * <grad log pi(a_t | s_t), grad J_ex(theta')>."""
     alpha, lam, gamma = 0.7, 0.4, 0.9
-    args, networks, batch = make_problem(UMBRELLA, "mlp", num_envs=2)
+    args, networks, batch = make_problem(UMBRELLA, kind, num_envs=2)
     actor, irn, steps = networks["actor"], networks["irn"], batch.rewards.numel()
     networks["critic"].net[-1].weight.data.zero_()  # no critic
     logprobs, ext_advantages = actor(batch.obs, batch.actions)[0].detach(), torch.randn_like(batch.rewards)
@@ -130,6 +134,21 @@ def test_lirpg_closed_form(float64, monkeypatch):
         torch.testing.assert_close(-a, b, rtol=1e-9, atol=1e-14)  # the outer loss is -J_ex
 
 
+@pytest.mark.parametrize("steps", [1, 2, 5, 16, 23])
+def test_discounted_sum_is_what_rewards_add_to_gae(float64, steps):
+    torch.manual_seed(0)
+    rewards, values, next_values = torch.randn(3, steps, 4)
+    terminations, more = (torch.rand(steps, 4) < 0.1).double(), torch.randn(steps, 4, requires_grad=True)
+    dones = terminations.maximum((torch.rand(steps, 4) < 0.1).double())
+    rest = values, next_values, terminations, dones, 0.9, 0.8
+    sums = lirpg.DiscountedSum.apply(more, lirpg.doubling_weights(dones, 0.9 * 0.8))
+    together, alone = lirpg.compute_gae(rewards + more, *rest), lirpg.compute_gae(rewards, *rest)
+    torch.testing.assert_close(sums, together - alone)
+    upstream = torch.randn(steps, 4)
+    gradients = [torch.autograd.grad(x, more, upstream)[0] for x in (sums, together)]
+    torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.parametrize("limit", [0.5, 1e9])
 def test_descend_is_torchs_clipping_and_adam(float64, script, limit):
     torch.manual_seed(0)
@@ -152,12 +171,20 @@ SIZES += [(1, 4, 1, "same")]
 
 
 def plain_update(networks, batch, frac, args):
-    """What lirpg_update does, plainly: advantages of the whole rollout, cut, then selected; optimizers of torch."""
+    """What lirpg_update does, plainly: advantages of the whole rollout, cut, then selected; optimizers of torch.
+
+    With joint_ext_critic one optimizer descends the sum of the outer and the extrinsic critic's loss, as in ppo2.py of
+    LIRPG's authors.
+    """
     actor, critic, ext_critic, irn = networks.values()
     theta = lirpg.flat_parameters(actor)
-    adam, lr = lirpg.new_adam(theta), frac * args.learning_rate
-    optimizers = {network: torch.optim.Adam(network.parameters(), lr, eps=1e-5) for network in (critic, ext_critic)}
-    optimizers[irn] = torch.optim.Adam(irn.parameters(), frac * args.meta_learning_rate, eps=1e-10)
+    adam, lr, meta_lr = lirpg.new_adam(theta), frac * args.learning_rate, frac * args.meta_learning_rate
+    if args.joint_ext_critic:
+        groups = {("critic",): (lr, 1e-5), ("ext_critic", "irn"): (meta_lr, 1e-5)}
+    else:
+        groups = {("critic",): (lr, 1e-5), ("ext_critic",): (lr, 1e-5), ("irn",): (meta_lr, 1e-10)}
+    groups = {names: ([p for x in names for p in networks[x].parameters()], *x) for names, x in groups.items()}
+    optimizers = {names: torch.optim.Adam(p, rate, eps=eps) for names, (p, rate, eps) in groups.items()}
     with torch.no_grad():
         logprobs, values = actor(batch.obs, batch.actions)[0], critic(batch.obs)
         ext_values, ext_next_values = ext_critic(batch.obs), ext_critic(batch.next_obs)
@@ -169,11 +196,12 @@ def plain_update(networks, batch, frac, args):
         pieces = [piece for n in range(x.shape[1]) for piece in x[:, n].split(args.segment_length)]
         return torch.stack([pieces[i] for i in segments.tolist()], 1)
 
-    def step(network, loss):
-        optimizers[network].zero_grad()
-        loss.backward(inputs=list(network.parameters()))
-        nn.utils.clip_grad_norm_(network.parameters(), args.max_grad_norm)
-        optimizers[network].step()
+    def step(names, losses):
+        parameters, *_ = groups[names]
+        optimizers[names].zero_grad()
+        sum(losses[name] for name in names).backward(inputs=parameters)
+        nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
+        optimizers[names].step()
 
     for _ in range(args.update_epochs):
         minibatches = torch.randperm(args.num_envs * args.num_steps // args.segment_length).chunk(args.num_minibatches)
@@ -185,9 +213,11 @@ def plain_update(networks, batch, frac, args):
             outer = [select(x, outer_mb) for x in (*data, ext_advantages)]
             new_theta, adam, _ = lirpg.inner_step(actor, theta, adam, *inner, lr, args)
             returns, ext_returns = advantages.detach() + values, ext_advantages + ext_values
-            for network, target in ((critic, returns), (ext_critic, ext_returns)):
-                step(network, args.vf_coef * 0.5 * (network(inner[0]) - select(target, mb)).square().mean())
-            step(irn, lirpg.outer_loss(actor, new_theta, *outer, args))
+            losses = {"irn": lirpg.outer_loss(actor, new_theta, *outer, args)}
+            for name, target in (("critic", returns), ("ext_critic", ext_returns)):
+                losses[name] = args.vf_coef * 0.5 * (networks[name](inner[0]) - select(target, mb)).square().mean()
+            for names in groups:
+                step(names, losses)
             theta.data.copy_(new_theta.detach())
             adam = adam[0].detach(), adam[1].detach(), adam[2]
 
@@ -197,6 +227,7 @@ def plain_update(networks, batch, frac, args):
 def test_the_update_is_that_of_whole_rollouts(float64, kind, sizes):
     """Though it computes rewards and advantages of only those environments that a minibatch has segments of."""
     options = {"update_epochs": 3, "intrinsic_coef": 0.7, "extrinsic_coef": 0.3, "outer_gamma": 0.9, "ent_coef": 0.01}
+    options |= {"joint_ext_critic": kind == "tanh", "max_grad_norm": 0.2}
     options |= dict(zip(("num_envs", "segment_length", "num_minibatches", "outer_batch"), sizes, strict=True))
     args, networks, batch = make_problem("Pendulum-v1", kind, num_steps=16, meta_learning_rate=1e-3, **options)
     batch.dones[[4, 9]], batch.terminations[9] = 1, 1  # one is truncated, one terminated
@@ -215,6 +246,34 @@ def test_the_update_is_that_of_whole_rollouts(float64, kind, sizes):
     pieces = 16 // args.segment_length  # of each environment
     drawn = [torch.randperm(args.num_envs * pieces).chunk(args.num_minibatches) for _ in range(3)]
     assert seen == [len((mb // pieces).unique()) for epoch in drawn for mb in epoch]
+
+
+AUTHORS = {"extrinsic_coef": 0.0, "tanh_reward": True, "outer_batch": "same", "joint_ext_critic": True}
+AUTHORS |= {"outer_gamma": 0.9, "outer_gae_lambda": 0.8}
+OURS = {"extrinsic_coef": 1.0, "tanh_reward": False, "outer_batch": "next", "joint_ext_critic": False}
+OURS |= {"outer_gamma": 1.0, "outer_gae_lambda": 1.0}
+ENDS = ["--gamma", 0.9, "--gae-lambda", 0.8, "--total-timesteps", 64]
+DEFAULTS = [("Pendulum-v1", [], AUTHORS), ("CartPole-v1", [], OURS), ("Pendulum-v1", ["--irn", "attention"], OURS)]
+CHOSEN = {"extrinsic_coef": 0.0, "tanh_reward": False, "outer_batch": "next", "joint_ext_critic": False}
+CHOSEN |= {"outer_gamma": 0.0, "outer_gae_lambda": 0.5}
+FLAGS = [x for name, value in CHOSEN.items() for x in ("--" + name.replace("_", "-"), value)]
+DEFAULTS += [("Pendulum-v1", FLAGS, CHOSEN), ("CartPole-v1", FLAGS, CHOSEN)]
+
+
+@pytest.mark.parametrize(("env_id", "flags", "expected"), DEFAULTS)
+def test_defaults_are_the_authors_where_actions_are_continuous(cli, monkeypatch, env_id, flags, expected):
+    made, network = [], lirpg.IntrinsicRewardNetwork
+    monkeypatch.setattr(lirpg, "IntrinsicRewardNetwork", lambda *x, **y: made.append(network(*x, **y)) or made[-1])
+    folder = cli(lirpg, *TINY, *ENDS, "--env-id", env_id, *flags)
+    stored = json.loads((folder / "args.json").read_text())
+    assert {name: stored[name] for name in expected} == expected
+    assert made[0].tanh == expected["tanh_reward"]
+    cli(lirpg, "--resume", folder)
+    assert json.loads((folder / "args.json").read_text()) == stored
+
+
+def test_tanh_with_attention_is_refused(refused):
+    refused(lirpg, ["--irn", "attention", "--tanh-reward", "True"], "--tanh-reward")
 
 
 ORACLE = RESULTS / "carry_over" / "oracle.pt"
@@ -292,7 +351,7 @@ def test_a_kernel_of_the_frozen_phase_finds_which_steps_have_earned():
     actor, irn = m.Actor(1, space), m.IntrinsicRewardNetwork(1, space, "kernel")
     theta, eta = m.flat_parameters(actor), m.flat_parameters(irn)
     obs = torch.randn(60, 100, 1)
-    actions, dones = actor.sample(obs).detach(), torch.zeros(60, 100)
+    actions, dones = torch.normal(actor.net(obs), 1.0).detach(), torch.zeros(60, 100)
     rewards = torch.zeros(60, 100)
     rewards[6::5] = (obs * actions).squeeze(-1).unflatten(0, (12, 5)).sum(1)[:11]
     losses = m.learn_from_held(actor, theta, irn, eta, m.Batch(obs, actions, rewards, obs, dones, dones), args)
