@@ -229,11 +229,17 @@ def interval(estimate, samples, runs):
     return row
 
 
-def probability_of_improvement(x, y, drawn_x, drawn_y):
+def times_drawn(drawn):
+    """drawn [B, runs, tasks] -> how often each resample holds each run [tasks, B, runs]; single precision is exact"""
+    size, runs, tasks = drawn.shape
+    cells = np.arange(size)[:, None, None] + size * np.arange(tasks)  # [B, 1, tasks]
+    return np.bincount((cells * runs + drawn).ravel(), minlength=drawn.size).reshape(tasks, size, runs).astype("f4")
+
+
+def probability_of_improvement(x, y, times_x, times_y):
     """scores x [n, tasks], y [m, tasks] -> probability that x beats y, ties count half, mean over tasks; samples"""
-    wins = (x[:, None] > y) + 0.5 * (x[:, None] == y)  # [n, m, tasks]
-    n, m = [(drawn[..., None] == np.arange(drawn.shape[1])).sum(1) for drawn in (drawn_x, drawn_y)]  # [B, tasks, runs]
-    return wins.mean(), (np.einsum("btn,nmt->btm", n, wins) * m).sum((1, 2)) / wins.size
+    wins = ((x[:, None] > y) + (x[:, None] == y) / 2).transpose(2, 0, 1).astype("f4")  # [tasks, n, m]
+    return wins.mean(dtype=float), ((times_x @ wins) * times_y).sum((0, 2), dtype=float) / wins.size
 
 
 def compare(scores, base, top):
@@ -241,12 +247,13 @@ def compare(scores, base, top):
     drawn = {arm: draw(arm, RESAMPLES, *x.shape) for arm, x in scores.items()}
     samples = {arm: iqm(x[drawn[arm], np.arange(x.shape[1])].reshape(RESAMPLES, -1).T) for arm, x in scores.items()}
     points, runs = {arm: iqm(x.ravel()) for arm, x in scores.items()}, {arm: len(x) for arm, x in scores.items()}
+    times = {arm: times_drawn(x) for arm, x in drawn.items()}
     rows = {arm: interval(points[arm], samples[arm], runs[arm]) for arm in scores}
     gap = {base, top} <= scores.keys() and rows[top]["_low"] > rows[base]["_high"]
     for arm, row in rows.items():
         compared = {}
         if base in scores and arm != base:
-            better = probability_of_improvement(scores[arm], scores[base], drawn[arm], drawn[base])
+            better = probability_of_improvement(scores[arm], scores[base], times[arm], times[base])
             compared["_better"] = interval(*better, min(runs[arm], runs[base]))
         if gap and arm not in (base, top):
             with np.errstate(divide="ignore", invalid="ignore"):

@@ -81,7 +81,8 @@ def test_statistics_are_rliables():
         np.testing.assert_allclose(plot_results.iqm(x), [metrics.aggregate_iqm(x[:, [i]]) for i in range(3)])
         x = rng.integers(0, 3, size=(runs, 3)) / 2  # ties
         drawn = plot_results.draw("x", 5, *x.shape), plot_results.draw("y", 5, *y.shape)
-        estimate, samples = plot_results.probability_of_improvement(x, y, *drawn)
+        times = map(plot_results.times_drawn, drawn)
+        estimate, samples = plot_results.probability_of_improvement(x, y, *times)
         assert estimate == pytest.approx(metrics.probability_of_improvement(x, y))
         for sample, i, j in zip(samples, *drawn, strict=True):
             pair = [np.take_along_axis(scores, index, 0) for scores, index in ((x, i), (y, j))]
