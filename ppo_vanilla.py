@@ -81,6 +81,7 @@ class Args:
     max_grad_norm: float = 0.5  # gradient-norm limit, for actor and critic each on its own
     target_kl: float | None = None  # end an update after the epoch whose approximate KL divergence exceeds this
     reward_scale: float = 0.1  # PPO learns from rewards times this, so that returns are near 1 (logs are not scaled)
+    live_bonus: float = 0.0  # PPO's reward of every step on top of the environment's (Zheng et al. 2018, section 5.2)
     compile: bool = False  # compile PPO's step on a minibatch: worth its few seconds from about 300k steps on
 
 
@@ -384,6 +385,7 @@ def main(args):
             run.evaluate_and_save()
         while state.iteration < run.num_iterations:
             batch, state.obs, episodes = rollout(run.envs, actor, state.obs, args, device)
+            batch = batch._replace(rewards=batch.rewards + args.live_bonus)
             frac = 1.0 - state.iteration / run.num_iterations if args.anneal_lr else 1.0
             lr = frac * args.learning_rate
             losses = ppo_update(actor, critic, theta, phi, state.adam, batch, lr, args, step)
