@@ -142,7 +142,7 @@ def test_compile_needs_a_compiler(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-METHODS = [(ppo_lirpg, [], []), (ppo_metairn, ["--held-steps", 0], [])]
+METHODS = [(ppo_lirpg, ["--extrinsic-coef", 1], []), (ppo_metairn, ["--held-steps", 0], [])]
 METHODS += [(ppo_lirpg, ["--outer-batch", "same", "--irn", "attention"], ["--segment-length", 2])]
 METHODS += [(ppo_metairn, ["--meta-learning-rate", 0, "--irn", "kernel"], ["--segment-length", 2])]
 
