@@ -18,7 +18,7 @@ Everything else is ppo_vanilla.py: `diff ppo_vanilla.py ppo_cln.py` shows all th
     python ppo_cln.py --resume runs/FOLDER            # continue a run that was stopped, with the same numbers
 
 References, besides those of ppo_vanilla.py:
-    Zhang, Stadie and Ba, "Learning Intrinsic Rewards as a Bi-Level Optimization Problem", 2019 or 2020
+    Zhang, Stadie and Ba, "Learning Intrinsic Rewards as a Bi-Level Optimization Problem", UAI 2020
     MacKay et al., "Self-Tuning Networks: Bilevel Optimization of Hyperparameters", ICLR 2019
 """
 
@@ -191,10 +191,7 @@ class ConditionalActor(nn.Module):
 
     @torch.no_grad()
     def policy(self):
-        """Returns act(obs [N, obs_dim], noise [N, action_dim]) -> actions [N] or [N, action_dim], as ppo_vanilla.py's
-
-        does, of the present weights and the present eta.
-        """
+        """Returns ppo_vanilla.py's act(obs, noise) -> actions, of the present weights and the reward's present eta."""
         layers = self.body[0], self.body[2], self.head
         w1, b1, w2, b2, w3, b3 = (p.cpu().numpy().T for layer in layers for p in layer.parameters())
         std = None if self.discrete else self.logstd.exp().cpu().numpy()
@@ -395,15 +392,17 @@ def mixed_advantages(ext_advantages, G, B, eta, args):
 
 
 def extrinsic_loss(actor, theta, adam, eta, mb, next_mb, lr, args):
-    """-J_ex as a function of eta [65], without those of its dependences that --terms does not name. A scalar.
+    """-J_ex, a scalar, with a graph to eta [65] through what --terms names (Zhang et al., eq. 15, 10 and 11).
 
-    15: PPO's loss of the extrinsic advantage at pi(a|s, eta), theta constant (Zhang et al., eq. 15). 10 and 11 take it
-    at theta' instead, PPO's step from theta on mb, of the next minibatch: 10 is by the policy that the step is taken
-    of (eq. 10), 11 by the intrinsic advantages that it is taken on, as LIRPG's (eq. 11).
+    15: PPO's loss of the extrinsic advantage on mb at pi(a|s, eta), theta constant; the graph passes through the layer.
+    With 10 or 11 it is the loss on next_mb at theta', PPO's step from theta on mb. 10: through the policy in that step.
+    11: through the intrinsic advantages in it, as in LIRPG. 15 is then eq. 9: through the policy at theta'.
     mb, next_mb: obs, actions, logprobs, ext_advantages, and with 10 or 11 also G and B; theta [P]; adam: its state.
     """
     eta_of = {term: eta if term in args.terms.split(",") else eta.detach() for term in ("15", "10", "11")}
-    if args.terms != "15":
+    if args.terms == "15":
+        theta = theta.detach()
+    else:
         obs, actions, logprobs, ext_advantages, G, B = mb
         advantages = mixed_advantages(ext_advantages, G, B, eta_of["11"], args)
         new_logprobs, entropies = functional_call(actor, unflatten(theta, actor), (obs, actions, eta_of["10"]))

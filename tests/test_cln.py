@@ -397,7 +397,8 @@ def test_with_a_constant_eta_the_layer_is_a_gated_layer_norm(cli, float64, monke
 
 
 RESUMED = [["--chain-length", 4, "--terms", "15,10,11"], ["--env-id", "CartPole-v1", "--reg-length", 3]]
-RESUMED += [["--env-id", "Pendulum-v1", "--normalize", "--reward-delay", 3, "--reg-length", 3, "--segment-length", 2]]
+DELAYED = ["--env-id", "Pendulum-v1", "--normalize", "--reward-delay", 3, "--reg-length", 3, "--segment-length", 2]
+RESUMED += [pytest.param(DELAYED, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("env", RESUMED)
