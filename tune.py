@@ -7,8 +7,8 @@ A trial is one choice from the arm's space. Its value is the mean, over `seeds`,
 or of the return where no success is reported. At `rung` steps the runs are stopped, and only trials in the best third
 so far go on. The `finalists` best ones also run for `finalist_seeds`, and the best mean of all areas wins. Then
 OUT/trials.csv holds all trials, and OUT/winners.json the winner's options, which benchmark.sh takes as
-@OUT/winners.json#FAMILY__ARM. After Ctrl-C or a kill (which does not end the runs) the same command goes on. Several
-processes, or machines with --storage, share the trials; those of a dead process are tried again after a minute.
+@OUT/winners.json#FAMILY__ARM. After Ctrl-C or a kill the same command goes on. Several processes, or machines with
+--storage, share the trials; those of a dead process are tried again after a minute.
 """
 
 import csv
@@ -35,6 +35,7 @@ optuna = importlib.util.find_spec("optuna") and importlib.import_module("optuna"
 HERE = Path(__file__).parent
 BEAT, SILENCE, POLL = 10, 60, 0.1  # seconds: between signs of life, without one, between two looks at a run
 KEYS = {"seeds", "finalist_seeds", "finalists", "rung", "space", "timesteps", "script", "options", "families", "arms"}
+RUNS = []  # the processes that this one has started
 OURS = {"seed", "total_timesteps", "runs_dir", "exp_name", "resume", "evaluate"}  # options that the tuning sets
 
 
@@ -115,6 +116,14 @@ def read_curve(folder):
     return [(int(row["global_step"]), float(row[column])) for row in rows]
 
 
+def stop(number, _):
+    """Kills the runs of this process, and then the process itself, by the signal it got."""
+    for process in RUNS:
+        process.kill()
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
+
+
 def run(task, params, seed, end, keep, key):
     """Runs the script, or goes on, until it is evaluated at `end` -> the area, which `keep` keeps as `key`."""
     # what determines a run is in its folder's name, so the folder is that of no other run
@@ -132,6 +141,7 @@ def run(task, params, seed, end, keep, key):
             words[2:] = ["--resume", str(checkpoint.parent)]
         print(subprocess.list2cmdline(words), file=log, flush=True)
         process = subprocess.Popen(words, stdout=log, stderr=log)
+        RUNS.append(process)
         while (step := max(read_curve(folder), default=(0, 0))[0]) < rung and process.poll() is None:
             time.sleep(POLL)
         time.sleep(POLL)  # a checkpoint follows the evaluation; and Ctrl-C, which ends both, is no failure of the run
@@ -182,6 +192,7 @@ def main(task):
     study = open_study(task)
     for trial in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
         study._storage.record_heartbeat(trial._trial_id)  # without a first one, none would ever be missed
+        print(f"trial {trial.number}: another process runs it, or else it is tried again in {SILENCE} s", flush=True)
     while True:
         try:
             optuna.storages.fail_stale_trials(study)
@@ -226,5 +237,6 @@ def main(task):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it at once; its runs end by themselves
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it at once; a terminal sends it to its runs as well
+    signal.signal(signal.SIGTERM, stop)
     main(tyro.cli(Args, description=__doc__))
