@@ -209,19 +209,21 @@ class IntrinsicRewardNetwork(nn.Module):
         [N, 1, T, T]. Row: the step that is paid, column: the step whose reward it is."""
         T = len(rewards)
         episode, time = episodes_and_times(dones)  # [T, N]
-        same = episode.T[:, :, None] == episode.T[:, None, :]  # [N, T, T] both steps belong to one episode
-        length = same.sum(-1).T  # [T, N] of the step's episode
+        until = episodes_and_times(dones.roll(1, 0).flip(0))[1].flip(0)  # [T, N] steps to its end, seen backwards
+        other = episode.T[:, :, None] != episode.T[:, None, :]  # [N, T, T] the steps belong to different episodes
+        mask = torch.zeros_like(other, dtype=rewards.dtype).masked_fill_(other, -math.inf)  # added to the scores
+        sharpness = ((time + until + 1).log() / math.log(10)).T.unsqueeze(-1)  # [N, T, 1] of the source's episode
         if self.config["kind"] == "redistribution":
-            times = torch.stack([time, length - 1 - time], -1).log1p() / 3  # [T, N, 2] since its start, to its end
+            times = torch.stack([time, until], -1).log1p() / 3  # [T, N, 2] since its start, to its end
             h = torch.cat([obs, rewards.unsqueeze(-1), times], -1)  # [T, N, features]
             h = self.embed(h.transpose(0, 1)).tanh()  # [N, T, dim]
-            scores = self.key(h) @ self.query(h).transpose(-1, -2) / math.sqrt(h.shape[-1])  # [N, source, destination]
+            keys = self.key(h) * (sharpness / math.sqrt(h.shape[-1]))
+            scores = torch.baddbmm(mask, keys, self.query(h).mT)  # [N, source, destination]
         else:
             step = torch.arange(T, dtype=rewards.dtype, device=rewards.device)
             ago = step.unsqueeze(-1) - step  # [source, destination] steps since the destination, negative: until
-            scores = self.net((ago.sign() * ago.abs().log1p() / 3).unsqueeze(-1)).squeeze(-1)
-        scores = scores * (length.T.log() / math.log(10)).unsqueeze(-1)
-        weights = scores.masked_fill(~same, -math.inf).softmax(-1)  # [N, T, T] a source's weights sum to 1
+            scores = self.net((ago.sign() * ago.abs().log1p() / 3).unsqueeze(-1)).squeeze(-1) * sharpness + mask
+        weights = scores.softmax(-1)  # [N, T, T] a source's weights sum to 1
         return (rewards.T.unsqueeze(1) @ weights).squeeze(1).T - rewards, weights.transpose(1, 2).unsqueeze(1)
 
 
