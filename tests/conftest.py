@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import exit_status
 
+import ppo_cln
 import ppo_lirpg
 import ppo_metairn
 import ppo_vanilla
@@ -15,7 +16,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(params=[ppo_vanilla, ppo_lirpg, ppo_metairn], ids=["vanilla", "lirpg", "metairn"])
+@pytest.fixture(params=[ppo_vanilla, ppo_lirpg, ppo_metairn, ppo_cln], ids=["vanilla", "lirpg", "metairn", "cln"])
 def script(request):
     return request.param
 

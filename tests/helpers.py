@@ -53,11 +53,17 @@ def assert_same(a, b):
         assert a == b or (a != a and b != b)  # NaN is the same as NaN
 
 
+def make_actor(script, obs_dim, space):
+    if not hasattr(script, "ConditionalActor"):
+        return script.Actor(obs_dim, space)
+    return script.ConditionalActor(obs_dim, space, script.IntrinsicRewardNetwork(obs_dim, space))
+
+
 def roll_out(script, args, num_envs, seed):
     """-> environments, policy, and the Batch and the episodes of its first rollout"""
     envs = script.make_envs(args, num_envs)
     obs, _ = envs.reset(seed=seed)
-    actor = script.Actor(obs.shape[1], envs.single_action_space)
+    actor = make_actor(script, obs.shape[1], envs.single_action_space)
     batch, _, episodes = script.rollout(envs, actor, obs, args, "cpu")
     return envs, actor, batch, episodes
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import assert_same, column, read_checkpoint, read_result
 
+import ppo_cln
 import ppo_lirpg
 import ppo_metairn
 import ppo_vanilla
@@ -147,7 +148,8 @@ def test_a_segment_is_a_minibatchs_unit(script, cli, monkeypatch):
     monkeypatch.setattr(script, "policy_loss", recorded)
     flags = ["--num-minibatches", 16, "--total-timesteps", 64, "--segment-length", 4]
     cli(script, *WALK, *fixed(script), *flags)
-    assert seen == [[1, 4]] * 16 * 2 * (2 if script is ppo_lirpg else 1)  # there, of inner and outer step
+    passes = {ppo_lirpg: 2 * 2, ppo_cln: 1 + 2}.get(script, 2)  # inner and outer steps; one pass of reward iterations
+    assert seen == [[1, 4]] * 16 * passes
 
 
 @pytest.mark.slow

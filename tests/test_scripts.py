@@ -14,18 +14,30 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, assert_same, column, exit_status, read_checkpoint, read_result, read_rows, roll_out, run_cli
+from helpers import (
+    TINY,
+    assert_same,
+    column,
+    exit_status,
+    make_actor,
+    read_checkpoint,
+    read_result,
+    read_rows,
+    roll_out,
+    run_cli,
+)
 from same_text import SOURCE, main, updated
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import ppo_cln
 import ppo_lirpg
 import ppo_metairn
 import ppo_vanilla
 
 ROOT = SOURCE.parent
-OTHERS = ["ppo_lirpg.py", "ppo_metairn.py"]
+OTHERS = ["ppo_lirpg.py", "ppo_metairn.py", "ppo_cln.py"]
 LINES = [("    gamma: float", "options"), ("    next_values = next_values.", "compute_gae")]
-LINES += [("        if not self.discr", "Actor"), ("@torch.no_grad()\ndef rollout", "rollout")]
+LINES += [("        self.net = make_mlp(obs_dim, 1", "Critic"), ("@torch.no_grad()\ndef rollout", "rollout")]
 LINES += [("        self.owed -= rewards", "bookkeeping")]
 
 
@@ -51,7 +63,7 @@ def test_what_is_defined_under_one_name_is_marked_as_shared_and_the_same_text(na
     common = [x for x in vanilla if x in other]
     assert {x for x in common if vanilla[x] != other[x]} == {"Args", "main"}
     assert common == [x for x in other if x in vanilla]
-    own = {"ppo_loss", "minibatch_step", "ppo_update"} - set(other)  # LIRPG and CLN have updates of their own
+    own = {"ppo_loss", "minibatch_step", "ppo_update", "Actor"} - set(other)  # of what CLN and LIRPG have versions
     assert set(vanilla) - set(other) == own | {"compile_step"}
     assert main()
 
@@ -98,7 +110,7 @@ def test_neighbouring_seeds_share_nothing(script):
 @pytest.mark.parametrize("space", [gym.spaces.Discrete(4), gym.spaces.Box(-1, 1, (2,))], ids=["discrete", "box"])
 def test_log_probabilities_and_entropies_are_those_of_torch_distributions(script, space, float64):
     torch.manual_seed(0)
-    actor, obs = script.Actor(3, space), torch.randn(5, 7, 3)
+    actor, obs = make_actor(script, 3, space), torch.randn(5, 7, 3)
     for p in actor.parameters():
         p.data += 0.5 * torch.randn_like(p)
     expected = torch.distributions.Categorical(logits=actor.net(obs))
@@ -161,7 +173,7 @@ def test_without_intrinsic_reward_the_policy_is_vanillas(cli, float64, other, fl
 
 
 ALONE = ["--extrinsic-coef", 0, "--intrinsic-coef", 0.3, "--outer-gamma", 0.99, "--outer-gae-lambda", 0.95]
-LEARNS = [(script, [], 20_000, 0.95) for script in (ppo_vanilla, ppo_lirpg, ppo_metairn)]
+LEARNS = [(script, [], 20_000, 0.95) for script in (ppo_vanilla, ppo_lirpg, ppo_metairn, ppo_cln)]
 LEARNS += [(ppo_lirpg, [*ALONE, "--outer-batch", "same", "--irn", irn], 40_000, 0.9) for irn in ("attention", "mlp")]
 
 
@@ -487,7 +499,7 @@ def test_every_file_and_every_tag_is_documented(cli, constants):
     readme = (ROOT / "README.md").read_text()
     (metrics,) = re.findall(r"^## Explanation of the logged metrics\n(.*?)^## ", readme, re.MULTILINE | re.DOTALL)
     documented, found = set(re.findall(r"`((?:charts|losses|eval|intrinsic)/\w+)`", metrics)), set()
-    for script in (ppo_vanilla, ppo_lirpg, ppo_metairn):
+    for script in (ppo_vanilla, ppo_lirpg, ppo_metairn, ppo_cln):
         more = {"irn.pt", "intrinsic.npz"} if script is ppo_metairn else set()
         folder = cli(script, *HELD, "--total-timesteps", 128, *(["--held-steps", 64] if more else []))
         events = EventAccumulator(str(folder)).Reload().Tags()
@@ -510,7 +522,7 @@ def test_from_the_shell(script, tmp_path):
         assert process.stderr.count("\n") == (3 if status == 0 else 1)  # an evaluation, or the error
 
 
-@pytest.mark.parametrize("script", [ppo_vanilla, ppo_lirpg])
+@pytest.mark.parametrize("script", [ppo_vanilla, ppo_lirpg, ppo_cln])
 def test_target_kl_ends_an_update_early(script, cli):
     folder = cli(script, *TINY, "--total-timesteps", 128, "--update-epochs", 4, "--target-kl", 1e-12)
     assert read_checkpoint(folder)["state"].adam["actor"][2] == 4 * 2  # 4 iterations, 1 epoch of 2 minibatches each
@@ -535,6 +547,8 @@ BAD += [(f"--{x}", f"--{x.split('=')[0]} must") for x in RANGES.split()]
 BAD = [(ppo_vanilla, *x) for x in BAD]
 BAD += [(ppo_lirpg, f"--{x}", f"--{x.split('=')[0]} must") for x in ("intrinsic-coef=-1", "outer-gamma=1.1")]
 BAD += [(ppo_lirpg, "--intrinsic-coef 0 --extrinsic-coef 0", "both 0")]
+BAD += [(ppo_cln, f"--{x}", f"--{x.split('=')[0]} must") for x in ("noise=-1", "meta-epochs=0", "reg-length=0")]
+BAD += [(ppo_cln, "--intrinsic-coef 0", "both 0"), (ppo_cln, "--layer norm", "--layer norm does not depend on eta")]
 BAD += [(ppo_lirpg, "--num-minibatches 1", "--num-minibatches must be at least 2")]
 BAD += [(ppo_metairn, f"--{x}", f"--{x.split('=')[0]} must") for x in ("intrinsic-coef=inf", "held-steps=-1")]
 BAD += [(ppo_metairn, f"--held-steps 9 {x}", "--held-steps needs") for x in ("--meta-learning-rate 0", "--irn-from x")]
