@@ -38,7 +38,7 @@ finalists = 2
 rung = 2000
 space = { height = { log = [0.1, 0.9] } }
 families = { easy = { timesteps = 5000, options = "--chain-length 2" } }
-arms = { fake = { script = "fake.py", space = { clip_coef = ["none", 0.5] } } }
+arms = { fake = { script = "fake.py", options = "--gamma 0.9", space = { clip_coef = ["none", 0.5] } } }
 """
 AT_FIRST = "if step == 1000 and not resumed:\n    {}"
 
@@ -222,7 +222,7 @@ def test_runs_are_stopped_at_the_rung_and_go_on(inside, monkeypatch):
     assert logs[0] == logs[1] and {*kinds} == {fcntl.LOCK_EX}
     for seed, (path, log) in zip((1, 2, 3, 4, 5), logs[0].items(), strict=True):
         args = {"chain-length": "2", "height": "0.5", "seed": str(seed), "total-timesteps": "5000"}
-        args |= {"eval-every": "1000", "eval-episodes": "100", "runs-dir": str(path.with_suffix(""))}
+        args |= {"eval-every": "1000", "eval-episodes": "100", "runs-dir": str(path.with_suffix("")), "gamma": "0.9"}
         (written,) = path.with_suffix("").glob("*/args.json")
         assert json.loads(written.read_text()) == args | {"script": str(Path("fake.py").resolve())}
         assert re.findall("begins at step (.*)", log) == (["0", "2000"] if seed < 4 else ["0"])
