@@ -52,6 +52,7 @@ import torch
 import tyro
 from gymnasium.wrappers.utils import RunningMeanStd
 from torch import nn
+from torch.func import functional_call
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from typeguard import TypeCheckError, check_type
@@ -77,6 +78,7 @@ class Args:
     invert_umbrella: bool = False  # Umbrella only: the opposite of the right first action is right
     reward_delay: int = 1  # the learner gets the summed reward of this many steps at once, or at an episode's end
     normalize: bool = False  # normalize observations and rewards by running statistics, for continuous control
+    delay_normalized: bool = False  # with --normalize: delay the normalized rewards; else the delayed are normalized
 
     # PPO
     total_timesteps: int = 100_000  # environment steps of the whole run
@@ -127,17 +129,32 @@ class Actor(nn.Module):  # shared
     def __init__(self, obs_dim, action_space):
         super().__init__()
         self.discrete = isinstance(action_space, gym.spaces.Discrete)
-        action_dim = int(action_space.n if self.discrete else action_space.shape[0])
-        self.net = make_mlp(obs_dim, action_dim, std=0.01)
+        self.action_dim = int(action_space.n if self.discrete else action_space.shape[0])
+        self.net = make_mlp(obs_dim, self.action_dim, std=0.01)
         if not self.discrete:
-            self.logstd = nn.Parameter(torch.zeros(action_dim))
+            self.logstd = nn.Parameter(torch.zeros(self.action_dim))
 
-    def sample(self, obs):
-        """obs [..., obs_dim] -> actions [...] or [..., action_dim]"""
-        output = self.net(obs)
-        if self.discrete:
-            return torch.multinomial(output.softmax(-1), 1).squeeze(-1)
-        return torch.normal(output, self.logstd.exp().expand_as(output))
+    def noise(self, *shape):
+        """What sampling needs, [*shape, action_dim] in numpy: Gumbel noise (Discrete) or standard normal noise (Box)"""
+        noise = torch.empty(*shape, self.action_dim)
+        return (noise.exponential_().log_().neg_() if self.discrete else noise.normal_()).numpy()
+
+    @torch.no_grad()
+    def policy(self):
+        """Returns act(obs [N, obs_dim], noise [N, action_dim]) -> actions [N] or [N, action_dim].
+
+        It is all numpy, since torch takes several times as long for so few rows. The largest of logits plus Gumbel
+        noise is a sample of the Categorical distribution.
+        """
+        w1, b1, w2, b2, w3, b3 = (p.cpu().numpy().T for p in self.net.parameters())
+        std = None if self.discrete else self.logstd.exp().cpu().numpy()
+
+        def act(obs, noise):
+            x = np.maximum(obs.astype(w1.dtype, copy=False) @ w1 + b1, 0)
+            output = np.maximum(x @ w2 + b2, 0) @ w3 + b3
+            return (output + noise).argmax(-1) if self.discrete else output + std * noise
+
+        return act
 
     def forward(self, obs, actions):
         """obs [..., obs_dim], actions [...] or [..., action_dim] -> log-probabilities [...], entropies [...]"""
@@ -252,12 +269,13 @@ def rollout(envs, actor, obs, args, device):  # shared
 
     Returns the Batch, the observation to go on from, and the episodes that ended, as (return, length, success).
     """
-    steps, episodes = [], []
-    for _ in range(args.num_steps):
-        actions = actor.sample(torch.as_tensor(obs, dtype=torch.get_default_dtype(), device=device)).cpu().numpy()
+    act, noise, steps, episodes = actor.policy(), actor.noise(args.num_steps, len(obs)), [], []
+    for step_noise in noise:
+        actions = act(obs, step_noise)
         following_obs, rewards, terminations, truncations, infos = envs.step(actions)
-        next_obs, dones = following_obs.copy(), terminations | truncations
+        next_obs, dones = following_obs, terminations | truncations
         if dones.any():  # following_obs already begins the next episodes: put back what the action led to
+            next_obs = following_obs.copy()
             next_obs[dones] = np.stack(infos["final_obs"][dones])
             episodes += ended_episodes(infos, dones)
         steps.append((obs, actions, rewards * args.reward_scale, next_obs, terminations, dones))
@@ -320,7 +338,7 @@ def policy_loss(new_logprobs, entropies, logprobs, advantages, clip_coef, ent_co
 
 def clip_grad_norm(grad, max_norm):  # shared
     """grad [P] scaled to a norm of at most max_norm, as nn.utils.clip_grad_norm_ does but differentiable"""
-    return grad * (max_norm / (grad.norm() + 1e-6)).clamp(max=1.0)
+    return grad * (max_norm / (torch.linalg.vector_norm(grad) + 1e-6)).clamp(max=1.0)
 
 
 def adam_step(theta, grad, adam, lr, beta1=0.9, beta2=0.999, eps=1e-5):  # shared
@@ -331,11 +349,11 @@ def adam_step(theta, grad, adam, lr, beta1=0.9, beta2=0.999, eps=1e-5):  # share
     reads 0) would turn a gradient through this step into NaN.
     """
     m, v, step = adam
-    step += 1
+    step = step + 1
     m = m.lerp(grad, 1 - beta1)
     v = torch.addcmul(beta2 * v, grad, grad, value=1 - beta2)
     root = (v / (1 - beta2**step)).clamp_min(torch.finfo(v.dtype).tiny).sqrt()
-    return torch.addcdiv(theta, m, root + eps, value=-lr / (1 - beta1**step)), (m, v, step)
+    return theta - lr / (1 - beta1**step) * m / (root + eps), (m, v, step)
 
 
 def new_adam(theta):  # shared
@@ -351,7 +369,26 @@ def descend(theta, adam, lr, max_grad_norm, eps=1e-5):  # shared
     return adam
 
 
-def ppo_update(actor, critic, theta, phi, adam, batch, lr, args):  # shared
+def ppo_loss(actor, critic, minibatch, args):  # shared
+    """PPO's loss, a scalar, and statistics to log, [6]. minibatch: obs, actions, logprobs, advantages, returns."""
+    obs, actions, logprobs, advantages, returns = minibatch
+    if args.norm_adv:
+        advantages = normalize(advantages)
+    loss, stats = policy_loss(*actor(obs, actions), logprobs, advantages, args.clip_coef, args.ent_coef)
+    v_loss = 0.5 * (critic(obs) - returns).square().mean()
+    return loss + args.vf_coef * v_loss, torch.cat([stats, v_loss.detach()[None]])
+
+
+def minibatch_step(actor, critic, theta, phi, adam, minibatch, lr, args):  # shared
+    """PPO's step on one minibatch. Changes theta, phi and adam in place, and returns statistics to log, [6]."""
+    loss, stats = ppo_loss(actor, critic, minibatch, args)
+    loss.backward()
+    adam["actor"] = descend(theta, adam["actor"], lr, args.max_grad_norm)
+    adam["critic"] = descend(phi, adam["critic"], lr, args.max_grad_norm)
+    return stats
+
+
+def ppo_update(actor, critic, theta, phi, adam, batch, lr, args, step=minibatch_step):  # shared
     """One update of PPO on one rollout: advantages, then epochs of minibatches. Changes theta, phi and adam in place.
 
     theta, phi [P]: parameters of actor and critic; adam: {"actor": state, "critic": state}. Returns what is to be
@@ -364,23 +401,14 @@ def ppo_update(actor, critic, theta, phi, adam, batch, lr, args):  # shared
             batch.rewards, values, next_values, batch.terminations, batch.dones, args.gamma, args.gae_lambda
         )
         returns = advantages + values
-    data = [cut(x, args.segment_length) for x in (batch.obs, batch.actions, logprobs, advantages, returns)]
+    data = batch.obs, batch.actions, logprobs, advantages, returns
+    data = [cut(x, args.segment_length).transpose(0, 1) for x in data]  # [number of segments, segment_length, ...]
     stats = []  # one row [6] per minibatch
     for _ in range(args.update_epochs):
-        for mb in torch.randperm(data[0].shape[1]).to(theta.device).chunk(args.num_minibatches):  # whole segments
-            mb_obs, mb_actions, mb_logprobs, mb_advantages, mb_returns = [x[:, mb] for x in data]
-            if args.norm_adv:
-                mb_advantages = normalize(mb_advantages)
-            new_logprobs, entropies = actor(mb_obs, mb_actions)
-            loss, mb_stats = policy_loss(
-                new_logprobs, entropies, mb_logprobs, mb_advantages, args.clip_coef, args.ent_coef
-            )
-            v_loss = 0.5 * (critic(mb_obs) - mb_returns).square().mean()
-            (loss + args.vf_coef * v_loss).backward()
-            adam["actor"] = descend(theta, adam["actor"], lr, args.max_grad_norm)
-            adam["critic"] = descend(phi, adam["critic"], lr, args.max_grad_norm)
-            stats.append(torch.cat([mb_stats, v_loss.detach()[None]]))
-        if args.target_kl is not None and mb_stats[3] > args.target_kl:
+        order = torch.randperm(len(data[0])).to(theta.device)
+        minibatches = zip(*(x[order].chunk(args.num_minibatches) for x in data), strict=True)  # of whole segments
+        stats += [step(actor, critic, theta, phi, adam, minibatch, lr, args) for minibatch in minibatches]
+        if args.target_kl is not None and stats[-1][3] > args.target_kl:
             break
     names = ["policy_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "value_loss"]
     losses = dict(zip(names, torch.stack(stats).mean(0).tolist(), strict=True))
@@ -396,7 +424,7 @@ EVIDENCE = 8.0  # the mean gain on test episodes, in standard errors, from which
 MARGIN = 4.0  # and at least so many times the gain of PPO on the environment's own reward (plus one standard error)
 
 
-def unflatten(theta, module):
+def unflatten(theta, module):  # shared
     """theta [P] -> the dict of parameters that functional_call takes"""
     parameters = dict(module.named_parameters())
     parts = theta.split([p.numel() for p in parameters.values()])
@@ -429,7 +457,7 @@ def look_ahead_gains(actor, theta, irn, inner, outer, args):
     T = len(inner.rewards)
     stretch = T if args.irn == "kernel" else max(n for n in range(1, STRETCH + 1) if T % n == 0)
     vmap = torch.func.vmap
-    policy = vmap(lambda theta, *x: torch.func.functional_call(actor, unflatten(theta, actor), x))
+    policy = vmap(lambda theta, *x: functional_call(actor, unflatten(theta, actor), x))
 
     def cut(x):  # [T, n, ...] -> [S, stretch * n, ...] for S stretches
         return x.unflatten(0, (-1, stretch)).flatten(1, 2)
@@ -757,7 +785,8 @@ class LearnersView(gym.vector.VectorWrapper):
     --reward-delay: rewards are summed, and paid every so many steps and at an episode's end. --normalize: observations
     are shifted and scaled by their running mean and deviation, rewards are divided by the deviation of the discounted
     return, and both are clipped at 10. This is what gymnasium's NormalizeObservation and NormalizeReward do in
-    cleanrl/ppo_continuous_action.py, but with one set of statistics for all environments. Actions of a bounded Box are
+    cleanrl/ppo_continuous_action.py, but with one set of statistics for all environments. Rewards are delayed first,
+    or normalized first (--delay-normalized), as in Hwhitetooth/lirpg: baselines/ppo2. Actions of a bounded Box are
     scaled from [-1, 1] to its bounds; all are clipped to the Box. Discrete actions count from 0.
     """
 
@@ -775,39 +804,58 @@ class LearnersView(gym.vector.VectorWrapper):
         if check and not np.isfinite(obs).all():
             fail(f"--env-id {self.args.env_id}: an observation of the environment is not finite")
         mean, var = self.statistics[0].mean, self.statistics[0].var
-        return ((obs - mean) / np.sqrt(var + 1e-8)).clip(-10, 10) if self.args.normalize else obs
+        return clip((obs - mean) / np.sqrt(var + 1e-8), -10, 10) if self.args.normalize else obs
 
     def reset(self, **kwargs):
         obs, infos = self.env.reset(**kwargs)
         self.owed, self.returns, self.steps = np.zeros((3, self.num_envs))  # [N] each, since the episode began
-        if self.learns:
-            self.statistics[0].update(obs)
+        self.learn(self.statistics[0], obs)
         return self.view(obs), infos
+
+    def learn(self, statistics, x):
+        if self.learns:  # one row has no variance, and numpy takes long to say so
+            mean, var = (x[0], np.zeros_like(x[0])) if len(x) == 1 else (x.mean(0), x.var(0))
+            statistics.update_from_moments(mean, var, len(x))
+
+    def delayed(self, rewards, ended):
+        if self.args.reward_delay == 1:
+            return rewards
+        self.steps += 1
+        self.owed += rewards
+        rewards = np.where(ended | (self.steps % self.args.reward_delay == 0), self.owed, 0.0)
+        self.owed -= rewards
+        self.steps[ended] = 0
+        return rewards
+
+    def normalized(self, rewards, ended):
+        if not self.args.normalize:
+            return rewards
+        self.returns = self.args.gamma * self.returns + rewards
+        self.learn(self.statistics[1], self.returns)
+        self.returns[ended] = 0
+        return clip(rewards / np.sqrt(self.statistics[1].var + 1e-8), -10, 10)
 
     def step(self, actions):
         space = self.single_action_space
         if isinstance(space, gym.spaces.Discrete):
             actions = actions + space.start
         else:
-            actions = (self.center + self.half * actions).clip(space.low, space.high).astype(space.dtype)
+            actions = clip(self.center + self.half * actions, space.low, space.high).astype(space.dtype)
         obs, rewards, terminations, truncations, infos = self.env.step(actions)
         if not np.isfinite(rewards).all():
             fail(f"--env-id {self.args.env_id}: a reward of the environment is not finite")
         ended = terminations | truncations
-        self.steps += 1
-        self.owed += rewards
-        rewards = np.where(ended | (self.steps % self.args.reward_delay == 0), self.owed, 0.0)
-        self.owed -= rewards
-        self.returns = self.args.gamma * self.returns + rewards
-        if self.learns:
-            for statistics, x in zip(self.statistics, (obs, self.returns), strict=True):
-                statistics.update(x)
-        self.steps[ended] = self.owed[ended] = self.returns[ended] = 0
-        if self.args.normalize:
-            rewards = (rewards / np.sqrt(self.statistics[1].var + 1e-8)).clip(-10, 10)
+        self.learn(self.statistics[0], obs)
+        for change in (self.delayed, self.normalized)[:: -1 if self.args.delay_normalized else 1]:
+            rewards = change(rewards, ended)
         for i in np.flatnonzero(ended):  # a terminal observation may be anything, since nothing is learned from it
             infos["final_obs"][i] = self.view(infos["final_obs"][i], check=not terminations[i])
         return self.view(obs), rewards, terminations, truncations, infos
+
+
+def clip(x, low, high):
+    """np.clip, which takes several times as long for a few numbers"""
+    return np.minimum(np.maximum(x, low), high)
 
 
 def ended_episodes(infos, ended):
@@ -1013,10 +1061,10 @@ class Run:
         seed_all(seeds[0])
         envs = make_envs(args, len(seeds), self.envs.statistics)
         obs, _ = envs.reset(seed=seeds)
-        episodes, running, step = [], np.ones(len(seeds), bool), 0
+        actor, episodes, running, step = self.networks["actor"], [], np.ones(len(seeds), bool), 0
+        act = actor.policy()
         while running.any() and step < args.eval_max_steps:
-            obs = torch.as_tensor(obs, dtype=torch.get_default_dtype(), device=self.device)
-            obs, _, terminations, truncations, infos = envs.step(self.networks["actor"].sample(obs).cpu().numpy())
+            obs, _, terminations, truncations, infos = envs.step(act(obs, actor.noise(len(seeds))))
             ended = running & (terminations | truncations)  # an environment's later episodes do not count
             if ended.any():
                 episodes += ended_episodes(infos, ended)
