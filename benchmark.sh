@@ -142,9 +142,9 @@ report() { # the figures of what is finished, then what is not; exit status 1 if
 
 # Only one benchmark at a time in OUT (many tasks of a job array), and only of one kind
 mkdir -p "$OUT/logs"
-lock() { "$PYTHON" -c "import fcntl; fcntl.flock(9, fcntl.LOCK_$1 | fcntl.LOCK_NB)" 2>/dev/null; } # shared or exclusive
+lock() { "$PYTHON" -c "import fcntl; fcntl.flock(9, fcntl.LOCK_$1)" 2>/dev/null; } # shared or exclusive
 exec 9<>"$OUT/lock" # the runs inherit it: the lock is held until the last of them has ended
-lock "$([[ $mode == --task ]] && echo SH || echo EX)" ||
+lock "$([[ $mode == --task ]] && echo SH || echo 'EX | fcntl.LOCK_NB')" || # a task waits while another one is refused
     fail "another benchmark, or a run that one left behind, is at work in $OUT: wait for it, or set another OUT"
 [[ $mode == --task || ! -s $OUT/slurm/jobs || ! $(squeue --noheader --jobs "$(<"$OUT/slurm/jobs")" 2>/dev/null) ]] ||
     fail "Slurm jobs $(<"$OUT/slurm/jobs") are at work in $OUT: wait for them, cancel them, or set another OUT"
