@@ -82,7 +82,7 @@ class Args:
     target_kl: float | None = None  # end an update after the epoch whose approximate KL divergence exceeds this
     reward_scale: float = 0.1  # PPO learns from rewards times this, so that returns are near 1 (logs are not scaled)
     live_bonus: float = 0.0  # PPO's reward of every step on top of the environment's (Zheng et al. 2018, section 5.2)
-    compile: bool = False  # compile PPO's step on a minibatch: worth its few seconds from about 300k steps on
+    compile: bool = False  # make machine code of PPO's step on a minibatch: long runs gain, short ones wait for it
 
 
 def layer_init(layer, std=2**0.5, bias_const=0.0):  # shared
