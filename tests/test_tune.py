@@ -328,8 +328,9 @@ def test_bad_files_and_options(inside, capsys, monkeypatch, options, message):
 def test_without_optuna(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "optuna", None)
     monkeypatch.setattr(signal, "signal", lambda *args: None)
-    for words, code in (("--help", 0), (f"{STUDIES['umbrella']} --family hidden_50 --arm ppo", 2)):
-        monkeypatch.setattr(sys, "argv", ["tune.py", *words.split()])
+    study = [str(STUDIES["umbrella"]), "--family", "hidden_50", "--arm", "ppo"]
+    for words, code in ((["--help"], 0), (study, 2)):
+        monkeypatch.setattr(sys, "argv", ["tune.py", *words])
         with pytest.raises(SystemExit, match=str(code)):
             runpy.run_path(str(ROOT / "tune.py"), run_name="__main__")
         out, err = capsys.readouterr()
