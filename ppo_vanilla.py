@@ -341,6 +341,8 @@ def unflatten(theta, module):  # shared
 
 def compile_step(actor, critic, args):
     """minibatch_step as machine code (--compile): loss, gradient, clipping and Adam in one function without effects."""
+    if " " in torch.__file__:
+        fail(f"--compile needs torch in a folder whose name has no space, not in {Path(torch.__file__).parent}")
     try:
         torch.compile(torch.neg)(next(actor.parameters()).data)
     except Exception as error:  # which one depends on the version of torch

@@ -19,6 +19,7 @@ import torch
 from field_envs import SPACES
 from helpers import TINY, assert_same, column, exit_status, read_result, read_rows, roll_out, run_cli
 
+import ppo_cln
 import ppo_lirpg
 import ppo_metairn
 import ppo_vanilla
@@ -39,7 +40,9 @@ def make(env_id, num_envs=1):
 @pytest.mark.parametrize(("env_id", "least"), [("NanEnd", 9), ("From5", 9), ("Far", -5)])
 def test_learns(script, cli, env_id, least):
     """Of Far, if actions were not scaled, all would be clipped to 10: a return of -50."""
-    flags = ["--total-timesteps", 12_000, "--gamma", 0.9, "--learning-rate", 0.02, "--no-anneal-lr"]
+    flags = ["--extrinsic-coef", 1] if script in (ppo_lirpg, ppo_cln) else []
+    flags += ["--intrinsic-coef", 0] if script is ppo_cln else []
+    flags += ["--total-timesteps", 12_000, "--gamma", 0.9, "--learning-rate", 0.02, "--no-anneal-lr"]
     assert max(column(cli(script, "--env-id", f"field_envs:{env_id}-v0", *flags), "eval_return")) > least
 
 

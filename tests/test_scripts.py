@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,7 +133,11 @@ def test_log_probabilities_and_entropies_are_those_of_torch_distributions(script
         assert ((samples.std(0) / std - 1).abs() < 0.02).all()  # standard error 1 / sqrt(80,000)
 
 
+COMPILES = shutil.which("g++") and " " not in torch.__file__
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(not COMPILES, reason="torch.compile needs g++, and a path to torch without spaces")
 @pytest.mark.parametrize("task", [TINY, [*TINY, "--env-id", "Pendulum-v1", "--normalize"]], ids=["discrete", "box"])
 def test_compiled_steps_are_the_eager_ones(task, cli, interrupt):
     """After ten updates they differ by rounding, and a stopped run goes on to the bit."""
@@ -150,7 +155,7 @@ def test_compile_needs_a_compiler(tmp_path):
     flags = ["--compile", "--runs-dir", tmp_path / "runs"]
     ended = run_cli(ppo_vanilla, *flags, env=os.environ | {"CXX": "none", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)})
     assert (ended.returncode, ended.stderr.count("\n"), ended.stdout) == (2, 1, "")
-    assert ended.stderr.startswith("error: --compile finds no compiler")
+    assert ended.stderr.startswith("error: --compile finds no compiler" if COMPILES else "error: --compile ")
     assert not (tmp_path / "runs").exists()
 
 
