@@ -81,7 +81,7 @@ class Args:
     max_grad_norm: float = 0.5  # gradient-norm limit, for actor and critic each on its own
     target_kl: float | None = None  # end an update after the epoch whose approximate KL divergence exceeds this
     reward_scale: float = 0.1  # PPO learns from rewards times this, so that returns are near 1 (logs are not scaled)
-    live_bonus: float = 0.0  # PPO's reward of every step on top of the environment's (Zheng et al. 2018, section 5.2)
+    live_bonus: float = 0.0  # PPO's reward of every step on top of the environment's (Zheng et al. 2018, figure 4)
     compile: bool = False  # make machine code of PPO's step on a minibatch: long runs gain, short ones wait for it
 
 

@@ -52,6 +52,27 @@ def test_a_delayed_reward_is_the_sum_since_the_last_one_and_nothing_is_lost(num_
     assert (episodes > 2).all()
 
 
+def test_normalized_rewards_may_be_delayed():
+    """--delay-normalized: what is paid is the sum of what would have been paid, normalized, at each step."""
+    _, dense = steps_of(view_of(3, normalize=True), 200)
+    _, delayed = steps_of(view_of(3, normalize=True, reward_delay=4, delay_normalized=True), 200)
+    owed, steps, paid = np.zeros(3), np.zeros(3), 0
+    for (_, rewards, *ends, _), (_, payments, *_) in zip(dense, delayed, strict=True):
+        owed, steps, ended = owed + rewards, steps + 1, ends[0] | ends[1]
+        due = np.where(ended | (steps % 4 == 0), owed, 0)
+        np.testing.assert_allclose(payments, due, atol=1e-12)
+        owed, steps, paid = owed - due, np.where(ended, 0, steps), paid + (due != 0).sum()
+    assert paid > 100
+
+
+def test_a_live_bonus_is_paid_at_every_step(cli, monkeypatch):
+    seen, update = [], ppo_vanilla.ppo_update
+    monkeypatch.setattr(ppo_vanilla, "ppo_update", lambda *args: seen.append(args[5].rewards) or update(*args))
+    for bonus in (0, 0.25):
+        cli(ppo_vanilla, *WALK, "--total-timesteps", 64, "--live-bonus", bonus, "--exp-name", bonus)
+    torch.testing.assert_close(seen[1], seen[0] + 0.25)
+
+
 def test_within_an_episode_normalization_is_that_of_gymnasium():
     """Of one environment, to the end of its first episode: after it gymnasium's counts the last observation too."""
     env = gym.wrappers.NormalizeReward(gym.wrappers.NormalizeObservation(gym.make("Pendulum-v1")), gamma=0.9)

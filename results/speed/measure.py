@@ -42,8 +42,6 @@ PPO("MlpPolicy", envs, n_steps=50, batch_size=250, n_epochs=4, policy_kwargs={{"
 REJAX = """
 import jax, rejax
 from gymnax.environments.bsuite.umbrella_chain import UmbrellaChain
-class Umbrella(UmbrellaChain):
-    pass
 env = UmbrellaChain()
 params = env.default_params.replace(chain_length=50)
 ppo = rejax.get_algo("ppo").create(env=env, env_params=params, num_envs=20, num_steps=50, num_epochs=4,
