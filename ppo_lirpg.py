@@ -108,6 +108,7 @@ class Args:
     outer_gamma: float | None = None  # discount factor of the outer advantage; None: gamma if continuous, else 1
     outer_gae_lambda: float | None = None  # lambda of the outer advantage; None: gae_lambda if continuous, else 1
     joint_ext_critic: bool | None = None  # one Adam step for reward and extrinsic critic; None: for continuous actions
+    compile: bool = False  # make machine code of the steps on a minibatch: long runs gain, short ones wait for it
 
 
 def layer_init(layer, std=2**0.5, bias_const=0.0):  # shared
@@ -359,18 +360,22 @@ def unflatten(theta, module):  # shared
     return {name: part.view_as(p) for (name, p), part in zip(parameters.items(), parts, strict=True)}
 
 
+def inner_loss(actor, theta, obs, actions, logprobs, advantages, args):
+    """PPO's loss of the mixed advantage at theta [P], a scalar; and statistics to log, [5]"""
+    if args.norm_adv:
+        advantages = normalize(advantages)
+    new_logprobs, entropies = functional_call(actor, unflatten(theta, actor), (obs, actions))
+    return policy_loss(new_logprobs, entropies, logprobs, advantages, args.clip_coef, args.ent_coef)
+
+
 def inner_step(actor, theta, adam, obs, actions, logprobs, advantages, lr, args):
     """The step that ppo_vanilla.py takes, with its graph kept: theta' as a function of the advantages.
 
     theta [P]: the actor's parameters; adam: their Adam state. Returns theta', its state and statistics to log, [5].
     """
-    if args.norm_adv:
-        advantages = normalize(advantages)
-    new_logprobs, entropies = functional_call(actor, unflatten(theta, actor), (obs, actions))
-    loss, stats = policy_loss(new_logprobs, entropies, logprobs, advantages, args.clip_coef, args.ent_coef)
+    loss, stats = inner_loss(actor, theta, obs, actions, logprobs, advantages, args)
     (grad,) = torch.autograd.grad(loss, theta, create_graph=True)
-    theta, adam = adam_step(theta, clip_grad_norm(grad, args.max_grad_norm), adam, lr)
-    return theta, adam, stats
+    return *adam_step(theta, clip_grad_norm(grad, args.max_grad_norm), adam, lr), stats
 
 
 def outer_loss(actor, theta, obs, actions, logprobs, ext_advantages, args):
@@ -413,18 +418,137 @@ class DiscountedSum(torch.autograd.Function):
         return grad, None
 
 
-def lirpg_update(networks, parameters, adam, batch, frac, args):
+def critic_loss(critic, ext_critic, obs, returns, ext_returns, args):
+    """The loss of both critics, each on its own return, a scalar; and its two parts to log, [2]"""
+    v_loss = 0.5 * (critic(obs) - returns).square().mean()
+    ext_v_loss = 0.5 * (ext_critic(obs) - ext_returns).square().mean()
+    return args.vf_coef * (v_loss + ext_v_loss), torch.stack([v_loss, ext_v_loss]).detach()
+
+
+def lirpg_step(networks, parameters, adam, rollout, minibatch, outer_minibatch, lrs, args):
+    """PPO's step on one minibatch, and an outer step after it. Changes parameters and adam in place.
+
+    rollout: the Batch, and doubling_weights of it. minibatch: which of the rollout's segments it has, [n]; their obs,
+    actions, logprobs, advantages without r_in, values, extrinsic advantages and extrinsic returns, all
+    [n, segment_length, ...]. lrs: of actor and critic, of the extrinsic critic, of the intrinsic reward network.
+    Returns statistics to log, [9].
+    """
+    actor, critic, ext_critic, irn = networks.values()
+    theta, phi, ext_phi, eta = parameters
+    batch, weights = rollout
+    lr, ext_lr, meta_lr = lrs
+
+    # Inner step: PPO on the mixed reward, with a graph that leads to the intrinsic reward network. Intrinsic rewards
+    # are of whole rollouts: of the minibatch's own, or of all where it has pieces of rollouts.
+    mb, obs, actions, logprobs, advantages, values, _, ext_returns = minibatch
+    env, rows = (mb, slice(None)) if args.segment_length == args.num_steps else (slice(None), mb)
+    r_in = irn(*(x[:, env] for x in (batch.obs, batch.actions, batch.rewards, batch.dones)))  # [T, environments]
+    sums = cut(DiscountedSum.apply(args.intrinsic_coef * r_in, weights[:, :, env]), args.segment_length)
+    advantages = advantages + sums.transpose(0, 1)[rows]
+    data = obs, actions, logprobs, advantages
+    inner_theta, inner_adam, stats = inner_step(actor, theta, adam["actor"], *data, lr, args)
+
+    returns = advantages.detach() + values
+    loss, v_losses = critic_loss(critic, ext_critic, obs, returns, ext_returns, args)
+    loss.backward()
+    adam["critic"] = descend(phi, adam["critic"], lr, args.max_grad_norm)
+
+    # Outer step. The next minibatch has noise that the inner step has not seen; LIRPG and SAIR take the same
+    _, obs, actions, logprobs, _, _, ext_advantages, _ = outer_minibatch
+    meta_loss = outer_loss(actor, inner_theta, obs, actions, logprobs, ext_advantages, args)
+    meta_loss.backward(inputs=list(irn.parameters()))
+    stats = torch.cat([stats, v_losses, torch.stack([meta_loss.detach(), eta.grad.norm()])])
+    if args.joint_ext_critic:
+        norm = torch.cat([ext_phi.grad, eta.grad]).norm()
+        for x in (ext_phi, eta):
+            x.grad.mul_((args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+    adam["ext_critic"] = descend(ext_phi, adam["ext_critic"], ext_lr, args.max_grad_norm)
+    adam["irn"] = descend(eta, adam["irn"], meta_lr, args.max_grad_norm, eps=meta_eps(args))
+
+    # The policy takes the inner step, without its graph
+    theta.data.copy_(inner_theta.data)
+    m, v, step = inner_adam
+    adam["actor"] = m.detach(), v.detach(), step
+    return stats
+
+
+def meta_eps(args):
+    """Adam's eps of the outer step: meta-gradients pass through the policy's step and are smaller than PPO's 1e-5."""
+    return 1e-5 if args.joint_ext_critic else 1e-10
+
+
+def check_compiler():  # shared
+    """Fails where --compile cannot work."""
+    if " " in torch.__file__:
+        fail(f"--compile needs torch in a folder whose name has no space, not in {Path(torch.__file__).parent}")
+    try:
+        torch.compile(torch.neg)(torch.zeros(1))
+    except Exception as error:  # which one depends on the version of torch
+        fail(f"--compile finds no compiler that works ({type(error).__name__}): install g++, or leave the flag out")
+
+
+def compile_step(networks, args):
+    """lirpg_step as machine code (--compile): one function without effects, in which gradients are functions too."""
+    check_compiler()
+    actor, _, _, irn = networks.values()
+
+    @torch.compile
+    def update(parameters, adam, batch, minibatch, outer_minibatch, lrs):
+        (theta, phi, ext_phi, eta), (lr, ext_lr, meta_lr) = parameters, lrs
+        mb, obs, actions, logprobs, advantages, values, _, ext_returns = minibatch
+        _, outer_obs, outer_actions, outer_logprobs, _, _, ext_advantages, _ = outer_minibatch
+        env, rows = (mb, slice(None)) if args.segment_length == args.num_steps else (slice(None), mb)
+        inputs = batch.obs[:, env], batch.actions[:, env], batch.rewards[:, env], batch.dones[:, env]
+
+        def meta_loss(eta):
+            r_in = args.intrinsic_coef * functional_call(irn, unflatten(eta, irn), inputs)
+            zeros, ends = torch.zeros_like(r_in), inputs[-1]
+            sums = compute_gae(r_in, zeros, zeros, ends, ends, args.gamma, args.gae_lambda)
+            mixed = advantages + cut(sums, args.segment_length).transpose(0, 1)[rows]
+            data = obs, actions, logprobs, mixed
+            grad, stats = torch.func.grad(lambda x: inner_loss(actor, x, *data, args), has_aux=True)(theta)
+            step = adam_step(theta, clip_grad_norm(grad, args.max_grad_norm), adam["actor"], lr)
+            loss = outer_loss(actor, step[0], outer_obs, outer_actions, outer_logprobs, ext_advantages, args)
+            return loss, (step, mixed, stats, loss)
+
+        def v_loss(phi, ext_phi):
+            critics = [(networks["critic"], phi), (networks["ext_critic"], ext_phi)]
+            critics = [lambda x, v=v, p=p: functional_call(v, unflatten(p, v), (x,)) for v, p in critics]
+            return critic_loss(*critics, obs, mixed + values, ext_returns, args)
+
+        meta_grad, (step, mixed, stats, loss) = torch.func.grad(meta_loss, has_aux=True)(eta)
+        (grad, ext_grad), v_losses = torch.func.grad(v_loss, argnums=(0, 1), has_aux=True)(phi, ext_phi)
+        stats = torch.cat([stats, v_losses, torch.stack([loss, meta_grad.norm()])])
+        if args.joint_ext_critic:
+            factor = (args.max_grad_norm / (torch.cat([ext_grad, meta_grad]).norm() + 1e-6)).clamp(max=1.0)
+            ext_grad, meta_grad = ext_grad * factor, meta_grad * factor
+        grad, ext_grad, meta_grad = (clip_grad_norm(x, args.max_grad_norm) for x in (grad, ext_grad, meta_grad))
+        steps = step, adam_step(phi, grad, adam["critic"], lr), adam_step(ext_phi, ext_grad, adam["ext_critic"], ext_lr)
+        return (*steps, adam_step(eta, meta_grad, adam["irn"], meta_lr, eps=meta_eps(args))), stats
+
+    @torch.no_grad()
+    def step(networks, parameters, adam, rollout, minibatch, outer_minibatch, lrs, args):
+        adams = {name: (m, v, torch.tensor(float(n))) for name, (m, v, n) in adam.items()}  # else n is part of the code
+        data = [x.data for x in parameters], adams, rollout[0], minibatch, outer_minibatch
+        new, stats = update(*data, [torch.tensor(lr) for lr in lrs])
+        for p, name, (new_p, (m, v, _)) in zip(parameters, adam, new, strict=True):
+            p.copy_(new_p)
+            adam[name] = m, v, adam[name][2] + 1
+        return stats
+
+    return step
+
+
+def lirpg_update(networks, parameters, adam, batch, frac, args, step=lirpg_step):
     """PPO's update on one rollout, with an outer step after each of its steps. Changes parameters and adam in place.
 
     networks: actor, critic (of the mixed reward), extrinsic critic, intrinsic reward network; parameters: their vectors
     [P]; adam: {name: state}; frac: what is left of the learning rates. Returns what is to be logged, means over all
     minibatches.
     """
-    actor, critic, ext_critic, irn = networks.values()
-    theta, phi, ext_phi, eta = parameters
+    actor, critic, ext_critic, _ = networks.values()
     lr, meta_lr = frac * args.learning_rate, frac * args.meta_learning_rate
-    # Meta-gradients pass through the policy's step and are smaller than Adam's usual eps of 1e-5
-    ext_lr, meta_eps = (meta_lr, 1e-5) if args.joint_ext_critic else (lr, 1e-10)
+    lrs = lr, meta_lr if args.joint_ext_critic else lr, meta_lr
     with torch.no_grad():
         logprobs, _ = actor(batch.obs, batch.actions)  # [T, N]
         values, next_values = critic(batch.obs), critic(batch.next_obs)  # [T, N]
@@ -434,52 +558,18 @@ def lirpg_update(networks, parameters, adam, batch, frac, args):
         ext_returns = ext_advantages + ext_values
         rewards = args.extrinsic_coef * batch.rewards
         advantages = compute_gae(rewards, values, next_values, *ends, args.gamma, args.gae_lambda)  # without r_in
-        weights = doubling_weights(batch.dones, args.gamma * args.gae_lambda)  # [passes, T, N]
+        rollout = batch, doubling_weights(batch.dones, args.gamma * args.gae_lambda)
     data = batch.obs, batch.actions, logprobs, advantages, values, ext_advantages, ext_returns
     data = [cut(x, args.segment_length).transpose(0, 1) for x in data]  # [number of segments, segment_length, ...]
-    pieces = args.num_steps // args.segment_length  # segments per environment
     stats = []  # one row [9] per minibatch
     for _ in range(args.update_epochs):
-        order = torch.randperm(len(data[0])).to(theta.device)
+        order = torch.randperm(len(data[0])).to(batch.obs.device)
         chunks = [x.chunk(args.num_minibatches) for x in (order, *(x[order] for x in data))]  # of whole segments
         minibatches = list(zip(*chunks, strict=True))
         outer_minibatches = minibatches if args.outer_batch == "same" else minibatches[1:] + minibatches[:1]
-        for minibatch, outer_minibatch in zip(minibatches, outer_minibatches, strict=True):
-            # Inner step: PPO on the mixed reward, with a graph that leads to the intrinsic reward network. Intrinsic
-            # rewards are of whole rollouts, of those environments that the minibatch has segments of.
-            mb, mb_obs, mb_actions, mb_logprobs, mb_advantages, mb_values, _, mb_ext_returns = minibatch
-            env, place = torch.unique(mb // pieces, return_inverse=True)
-            r_in = irn(*(x[:, env] for x in (batch.obs, batch.actions, batch.rewards, batch.dones)))  # [T, n]
-            sums = cut(DiscountedSum.apply(args.intrinsic_coef * r_in, weights[:, :, env]), args.segment_length)
-            mb_advantages = mb_advantages + sums.transpose(0, 1)[place * pieces + mb % pieces]
-            inner_theta, inner_adam, mb_stats = inner_step(
-                actor, theta, adam["actor"], mb_obs, mb_actions, mb_logprobs, mb_advantages, lr, args
-            )
-
-            # Critics, each on its own return
-            v_loss = 0.5 * (critic(mb_obs) - (mb_advantages.detach() + mb_values)).square().mean()
-            ext_v_loss = 0.5 * (ext_critic(mb_obs) - mb_ext_returns).square().mean()
-            (args.vf_coef * (v_loss + ext_v_loss)).backward()
-            adam["critic"] = descend(phi, adam["critic"], lr, args.max_grad_norm)
-
-            # Outer step. The next minibatch has noise that the inner step has not seen; LIRPG and SAIR take the same
-            _, obs, actions, outer_logprobs, _, _, outer_ext_advantages, _ = outer_minibatch
-            meta_loss = outer_loss(actor, inner_theta, obs, actions, outer_logprobs, outer_ext_advantages, args)
-            meta_loss.backward(inputs=list(irn.parameters()))
-            meta_stats = torch.stack([v_loss, ext_v_loss, meta_loss, eta.grad.norm()]).detach()
-            if args.joint_ext_critic:
-                norm = torch.cat([ext_phi.grad, eta.grad]).norm()
-                for x in (ext_phi, eta):
-                    x.grad.mul_((args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
-            adam["ext_critic"] = descend(ext_phi, adam["ext_critic"], ext_lr, args.max_grad_norm)
-            adam["irn"] = descend(eta, adam["irn"], meta_lr, args.max_grad_norm, eps=meta_eps)
-            stats.append(torch.cat([mb_stats, meta_stats]))
-
-            # The policy takes the inner step, without its graph
-            theta.data.copy_(inner_theta.data)
-            m, v, step = inner_adam
-            adam["actor"] = m.detach(), v.detach(), step
-        if args.target_kl is not None and mb_stats[3] > args.target_kl:
+        pairs = zip(minibatches, outer_minibatches, strict=True)
+        stats += [step(networks, parameters, adam, rollout, *pair, lrs, args) for pair in pairs]
+        if args.target_kl is not None and stats[-1][3] > args.target_kl:
             break
     names = ["policy_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "value_loss", "ext_value_loss"]
     names += ["meta_loss", "meta_grad_norm"]
@@ -499,6 +589,7 @@ def main(args):
     networks = nn.ModuleDict({"actor": actor, "critic": critic, "ext_critic": ext_critic, "irn": irn})
     parameters = [flat_parameters(network) for network in networks.values()]
     adam = {name: new_adam(x) for name, x in zip(networks, parameters, strict=True)}
+    step = compile_step(networks, args) if args.compile and not args.evaluate else lirpg_step
     run = Run(args, envs, networks, device, adam=adam)
     if args.evaluate:
         return run.report()
@@ -509,7 +600,7 @@ def main(args):
         while state.iteration < run.num_iterations:
             batch, state.obs, episodes = rollout(run.envs, actor, state.obs, args, device)
             frac = 1.0 - state.iteration / run.num_iterations if args.anneal_lr else 1.0
-            losses = lirpg_update(networks, parameters, state.adam, batch, frac, args)
+            losses = lirpg_update(networks, parameters, state.adam, batch, frac, args, step)
             run.log(losses, episodes, frac * args.learning_rate)
             if run.evaluation_is_due():
                 with torch.no_grad():

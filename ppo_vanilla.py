@@ -339,14 +339,19 @@ def unflatten(theta, module):  # shared
     return {name: part.view_as(p) for (name, p), part in zip(parameters.items(), parts, strict=True)}
 
 
-def compile_step(actor, critic, args):
-    """minibatch_step as machine code (--compile): loss, gradient, clipping and Adam in one function without effects."""
+def check_compiler():  # shared
+    """Fails where --compile cannot work."""
     if " " in torch.__file__:
         fail(f"--compile needs torch in a folder whose name has no space, not in {Path(torch.__file__).parent}")
     try:
-        torch.compile(torch.neg)(next(actor.parameters()).data)
+        torch.compile(torch.neg)(torch.zeros(1))
     except Exception as error:  # which one depends on the version of torch
         fail(f"--compile finds no compiler that works ({type(error).__name__}): install g++, or leave the flag out")
+
+
+def compile_step(actor, critic, args):
+    """minibatch_step as machine code (--compile): loss, gradient, clipping and Adam in one function without effects."""
+    check_compiler()
 
     def loss_of(theta, phi, minibatch):
         networks = [(actor, unflatten(theta, actor)), (critic, unflatten(phi, critic))]

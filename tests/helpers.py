@@ -2,12 +2,14 @@
 
 import csv
 import dataclasses
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import torch
 
+COMPILES = shutil.which("g++") and " " not in torch.__file__
 # 8 environments x 4 steps = 32 steps per iteration, evaluated every second iteration
 TINY = ["--chain-length", 4, "--num-envs", 8, "--num-steps", 4, "--num-minibatches", 2, "--update-epochs", 2]
 TINY += ["--eval-every", 64, "--eval-episodes", 3]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TINY, roll_out
+from helpers import COMPILES, TINY, roll_out
 from torch import nn
 
 import ppo_lirpg as lirpg
@@ -225,7 +225,7 @@ def plain_update(networks, batch, frac, args):
 @pytest.mark.parametrize("sizes", SIZES)
 @KINDS
 def test_the_update_is_that_of_whole_rollouts(float64, kind, sizes):
-    """Though it computes rewards and advantages of only those environments that a minibatch has segments of."""
+    """Though it computes rewards of only a minibatch's environments where it has whole rollouts."""
     options = {"update_epochs": 3, "intrinsic_coef": 0.7, "extrinsic_coef": 0.3, "outer_gamma": 0.9, "ent_coef": 0.01}
     options |= {"joint_ext_critic": kind == "tanh", "max_grad_norm": 0.2}
     options |= dict(zip(("num_envs", "segment_length", "num_minibatches", "outer_batch"), sizes, strict=True))
@@ -242,10 +242,28 @@ def test_the_update_is_that_of_whole_rollouts(float64, kind, sizes):
     for (name, p), start in zip(expected.named_parameters(), before.parameters(), strict=True):
         torch.testing.assert_close(networks.get_parameter(name), p, rtol=1e-6, atol=1e-6, msg=name)
         assert (p - start).abs().max() > 1e-4, name
-    torch.manual_seed(1)
-    pieces = 16 // args.segment_length  # of each environment
-    drawn = [torch.randperm(args.num_envs * pieces).chunk(args.num_minibatches) for _ in range(3)]
-    assert seen == [len((mb // pieces).unique()) for epoch in drawn for mb in epoch]
+    num_envs = args.num_envs // args.num_minibatches if args.segment_length == 16 else args.num_envs
+    assert seen == [num_envs] * 3 * args.num_minibatches
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not COMPILES, reason="torch.compile needs g++, and a path to torch without spaces")
+@pytest.mark.parametrize(("kind", "sizes"), [("tanh", SIZES[3]), ("attention", SIZES[0])])
+def test_the_compiled_update_is_the_eager_one(float64, kind, sizes):
+    sizes = dict(zip(("num_envs", "segment_length", "num_minibatches", "outer_batch"), sizes, strict=True))
+    options = {"max_grad_norm": 0.2, "intrinsic_coef": 0.7, "joint_ext_critic": kind == "tanh", "num_steps": 16}
+    args, networks, batch = make_problem("Pendulum-v1", kind, **options, **sizes)
+    batch.dones[[4, 9]], batch.terminations[9] = 1, 1  # one is truncated, one terminated
+    updated = []
+    for compiled in (False, True):
+        copies = copy.deepcopy(networks)
+        parameters = [lirpg.flat_parameters(network) for network in copies.values()]
+        adam = {name: lirpg.new_adam(x) for name, x in zip(copies, parameters, strict=True)}
+        step = lirpg.compile_step(copies, args) if compiled else lirpg.lirpg_step
+        torch.manual_seed(1)
+        losses = lirpg.lirpg_update(copies, parameters, adam, batch, 0.5, args, step)
+        updated.append((parameters, adam, losses))
+    torch.testing.assert_close(*updated, rtol=1e-9, atol=1e-9)
 
 
 AUTHORS = {"extrinsic_coef": 0.0, "tanh_reward": True, "outer_batch": "same", "joint_ext_critic": True}

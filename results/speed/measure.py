@@ -75,8 +75,9 @@ def commands(args, before, runs):
             flags = f"{options} {NO_EVALUATION} --runs-dir {runs} --held-steps {{}}"
             made[task, f"{prefix}ppo_metairn"] = ours(place / "ppo_metairn.py", flags)
     for task, (options, *_) in TASKS.items():
-        flags = f"{options} {NO_EVALUATION} --runs-dir {runs} --compile"
-        made[task, "ppo_vanilla.compile"] = ours(ROOT / "ppo_vanilla.py", flags)
+        for script in ("ppo_vanilla", "ppo_lirpg"):
+            flags = f"{options} {NO_EVALUATION} --runs-dir {runs} --compile"
+            made[task, f"{script}.compile"] = ours(ROOT / f"{script}.py", flags)
     if args.cleanrl:
         flags = "--env-id umbrella_env:UmbrellaLength-v0 --num-envs 20 --num-steps 50 --no-cuda"
         made["umbrella", "cleanrl"] = lambda n: [
@@ -160,14 +161,15 @@ def main(args):
         subprocess.run(["git", "-C", ROOT, "worktree", "add", "-q", "--detach", before, args.commit], check=True)
         try:
             made = commands(args, before, Path(folder, "runs"))
-            for index in range(args.rounds):
+            first = pd.read_csv(args.out)["round"].max() + 1 if args.out.exists() else 0
+            for index in range(first, first + args.rounds):
                 for (task, program), command in made.items():
                     if task not in args.tasks or (args.programs and program not in args.programs):
                         continue
                     few, many = (TASKS | HELD)[task][1:]
                     many *= 10 if program == "rejax" else 1  # it is so fast that its compilation would hide the steps
                     try:
-                        if index == 0 and program.endswith(".compile"):
+                        if index == first and program.endswith(".compile"):
                             measure(command(few))  # fills the compiler's cache
                         measured = [measure(command(n)) for n in (few, many)]
                     except (RuntimeError, OSError) as error:
