@@ -16,8 +16,9 @@ Return over training is the mean of all evaluations after step 0, final return t
 interquartile means (IQM), intervals 95 % percentile intervals of a bootstrap over runs, stratified by length, with a
 fixed seed: Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice", NeurIPS 2021. Their
 last decimal is above the bootstrap's Monte Carlo error and a thousandth of the interval, and the second at most.
-The gap is that between `ppo` and `oracle` on Umbrella, `delayed` and `dense` elsewhere. An arm closes (IQM - low IQM) /
-(high IQM - low IQM) of it. Where the upper end's interval is not above the lower end's, there is no gap to close.
+PPO is the first there is of the arms `ppo`, `ppo.tpe` and `delayed`. The gap is that between PPO and `oracle` or `dense`.
+An arm closes (IQM - low IQM) / (high IQM - low IQM) of it. Where the upper end's interval is not above the lower end's,
+there is no gap to close.
 """
 
 import gzip
@@ -67,6 +68,7 @@ ARMS = {  # full name, colour, marker, line: the same in all figures, and in thi
     "dense.tuned": ("rewards not delayed, PPO tuned for it", BLACK, "+", "--"),
     "teacher": ("teacher", SKY, "1", ":"),
 }
+BASES = "ppo", "ppo.tpe", "delayed"  # what is PPO in a study: the first that it has
 RESAMPLES, CURVE_RESAMPLES = 20_000, 1_000
 SOLVED, LAST = 0.95, 3  # success rate; evaluations in the final return: one alone is noisy
 RUN, MEASURES = ["arm", "length", "seed"], ["eval_return", "eval_success", "evidence", "intrinsic_used"]
@@ -300,7 +302,7 @@ def shared_lengths(runs):
 
 def summarize(runs, left_out, known):
     """Table by run -> table with a row for each length and arm, and for each arm over all lengths"""
-    base, top = ("ppo" if "ppo" in set(runs["arm"]) else "ppo.tpe", "oracle") if known else ("delayed", "dense")
+    base, top = next((x for x in BASES if x in set(runs["arm"])), ""), "oracle" if known else "dense"
     parts, rows = {length: part for length, part in runs.groupby("length")}, []
     if known and len(lengths := shared_lengths(runs)) > 1:
         parts["all"] = runs[runs["length"].isin(lengths)]
@@ -368,7 +370,7 @@ def tables(evaluations, said, left_out, env_id):
             cells["steps to 95 %: median [quartiles]"] = "" if of_all else interval_text(row, "steps_to_95")
         for name, what in {"final_return": "final return", "mean_return": "return over training"}.items():
             cells[f"{what}, IQM [95 % CI]"] = interval_text(row, name)
-            cells[f"{what}: P(> {'PPO' if known else '`delayed`'})"] = interval_text(row, f"{name}_better")
+            cells[f"{what}: P(> PPO)"] = interval_text(row, f"{name}_better")
             cells[f"{what}: gap closed"] = interval_text(row, f"{name}_closed")
         cells["learned reward used"] = f"{row['used']:.0f}/{row['runs']}" if row.get("used", -1) >= 0 else ""
         rows.append(cells)
@@ -443,6 +445,14 @@ def row_of(path, **where):
     return table.iloc[0]
 
 
+def better(folder, arm, other, name="mean_return"):
+    """The probability that a run of `arm` is better than one of `other`, with its interval"""
+    evaluations, _, _, env_id = load(ROOT / "results" / folder)
+    runs = measure_runs(evaluations, env_id.startswith(UMBRELLA))
+    scores = {x: runs[runs["arm"] == x][[name]].to_numpy() for x in (arm, other)}
+    return interval_text(compare(scores, other, None)[arm], "_better")
+
+
 def study(folder):
     """Where and for how long a study ran, in a line"""
     table = pd.read_csv(ROOT / "results" / folder / "invocations.csv", dtype=str)
@@ -460,7 +470,8 @@ def render():
     results, options = ROOT / "results", {"undefined": jinja2.StrictUndefined, "keep_trailing_newline": True}
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(results / "templates"), **options)
     templates.filters |= {"steps": fixed, "fixed": fixed}
-    templates.globals |= {"cell": lambda path, column, **where: row_of(path, **where)[column], "study": study}
+    templates.globals |= {"cell": lambda path, column, **where: row_of(path, **where)[column]}
+    templates.globals |= {"study": study, "better": better}
     templates.globals |= {"interval": lambda path, name, **where: interval_text(row_of(path, **where), name)}
     templates.globals |= {"table": lambda x: (results / x / "table.md").read_text().rstrip("\n")}
     templates.globals |= {"answers": lambda: templates.get_template("_answers.md").render().rstrip("\n")}
