@@ -16,7 +16,8 @@ Everything else is ppo_vanilla.py: `diff ppo_vanilla.py ppo_lirpg.py` shows all 
         --meta-learning-rate 4e-4                     # CartPole paid at the end of the episode: about 30 seconds
     python ppo_lirpg.py --env-id Hopper-v5 --reward-delay 20 --normalize --delay-normalized --reward-scale 1 \\
         --total-timesteps 1000000 --num-envs 1 --num-steps 2048 --segment-length 1 --num-minibatches 32 \\
-        --update-epochs 10 --learning-rate 3e-4 --no-anneal-lr --clip-coef 0.2      # LIRPG as its authors ran it
+        --update-epochs 10 --learning-rate 3e-4 --no-anneal-lr --clip-coef 0.2 \\
+        --compile                                     # LIRPG as its authors ran it; --compile halves its time
     python ppo_lirpg.py --irn attention --outer-batch same             # MetaIRN as published
     python ppo_lirpg.py --resume runs/FOLDER          # continue a run that was stopped, with the same numbers
 
