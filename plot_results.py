@@ -16,9 +16,8 @@ Return over training is the mean of all evaluations after step 0, final return t
 interquartile means (IQM), intervals 95 % percentile intervals of a bootstrap over runs, stratified by length, with a
 fixed seed: Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice", NeurIPS 2021. Their
 last decimal is above the bootstrap's Monte Carlo error and a thousandth of the interval, and the second at most.
-PPO is the first there is of the arms `ppo`, `ppo.tpe` and `delayed`. The gap is that between PPO and `oracle` or `dense`.
-An arm closes (IQM - low IQM) / (high IQM - low IQM) of it. Where the upper end's interval is not above the lower end's,
-there is no gap to close.
+PPO is the arm `ppo`, or else `ppo.tpe`, or else `delayed`. The gap is that between it and `oracle` or `dense`. An arm
+closes (IQM - low IQM) / (high IQM - low IQM) of it. There is none if the upper end's interval is not above the lower's.
 """
 
 import gzip
