@@ -138,13 +138,14 @@ def test_an_environment_may_draw_from_global_streams(cli, interrupt, env_id):
 
 SURVIVE = ["umbrella_env:UmbrellaLength-v0", "CartPole-v1"]
 SURVIVE += [f"field_envs:{name}-v0" for name in ("OnlySuccess", "GlobalRandom", "NanEnd", "Far", "From5")]
+SURVIVE += ["results.minatar.envs:MinAtar/Breakout-v1"]
 DO_NOT = ["Hopper-v5", "field_envs:Lock-v0", "field_envs:Forgets-v0"]
 
 
 @pytest.mark.parametrize("env_id", SURVIVE + DO_NOT)
 def test_whether_an_environment_survives_pickling_is_found_out(env_id):
-    if env_id == "Hopper-v5":
-        pytest.importorskip("mujoco")
+    if package := {"Hopper-v5": "mujoco", SURVIVE[-1]: "minatar"}.get(env_id):
+        pytest.importorskip(package)
     before = ppo_vanilla.random_state()
     assert ppo_vanilla.survives_pickling(ppo_vanilla.Args(env_id=env_id)) == (env_id in SURVIVE)
     assert_same(ppo_vanilla.random_state(), before)

@@ -27,7 +27,8 @@ optuna = pytest.importorskip("optuna", reason="Optuna is not installed: pip inst
 tune = pytest.importorskip("tune")
 
 ROOT = Path(__file__).parents[1]
-STUDIES = {name: ROOT / "results" / name / "tune.toml" for name in ("umbrella", "cartpole", "continuous_control")}
+NAMES = ["umbrella", "cartpole", "continuous_control", "minatar"]
+STUDIES = {name: ROOT / "results" / name / "tune.toml" for name in NAMES}
 ARMS = [(name, arm) for name, path in STUDIES.items() for arm in tomllib.loads(path.read_text())["arms"]]
 STATES = optuna.trial.TrialState
 OUT = Path("out")
@@ -341,8 +342,8 @@ def test_without_optuna(monkeypatch, capsys):
 def test_scripts_take_what_the_committed_studies_draw(monkeypatch, tmp_path, study, arm):
     """The first of all choices, and the last: the smallest and the largest."""
     monkeypatch.setattr(tune, "HERE", ROOT)
-    if study == "continuous_control":
-        pytest.importorskip("mujoco", reason="MuJoCo is not installed: pip install -r requirements-mujoco.txt")
+    package = {"continuous_control": "mujoco", "minatar": "minatar"}.get(study, "numpy")
+    pytest.importorskip(package, reason=f"pip install -r requirements-{package}.txt")
     monkeypatch.setattr(subprocess, "Popen", lambda words, **_: sys.argv.__setitem__(slice(None), words[1:]) or exit())
     for family in tomllib.loads(STUDIES[study].read_text())["families"]:
         task = tune.Args(STUDIES[study], family, arm, out=tmp_path)
