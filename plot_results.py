@@ -70,7 +70,7 @@ ARMS = {  # full name, colour, marker, line: the same in all figures, and in thi
 BASES = "ppo", "ppo.tpe", "delayed"  # what is PPO in a study: the first that it has
 RESAMPLES, CURVE_RESAMPLES = 20_000, 1_000
 SOLVED, LAST = 0.95, 3  # success rate; evaluations in the final return: one alone is noisy
-RUN, MEASURES = ["arm", "length", "seed"], ["eval_return", "eval_success", "evidence", "intrinsic_used"]
+RUN, MEASURES = ["arm", "length", "seed"], ["eval_return", "eval_success", "evidence", "intrinsic_used", "rho"]
 DIFFER = {"exp_name", "seed", "chain_length", "num_steps", "runs_dir", "resume", "evaluate", "cuda", "track"}
 
 
@@ -289,6 +289,7 @@ def measure_runs(evaluations, known):
     if "intrinsic_used" in last:  # the policy is fixed until this is known
         columns["held_steps"] = evaluations[evaluations["intrinsic_used"].notna()].groupby(RUN)["global_step"].min()
     columns |= {"evidence": later["evidence"].max()} if "evidence" in last else {}
+    columns |= {"rho": later["rho"].mean()} if "rho" in last else {}
     columns |= {name: last[name] for name in last.columns.intersection(["intrinsic_used", "first_to_last"])}
     return pd.DataFrame(columns).reset_index()
 
@@ -324,7 +325,7 @@ def summarize(runs, left_out, known):
                     first["solved_ever"] = np.isfinite(x["steps_to_95"]).sum()
                 x = x.dropna(axis=1, how="all")
                 first |= {"used": (x["intrinsic_used"] == 1).sum()} if "intrinsic_used" in x else {}
-                for name in x.columns.intersection(["final_success", "held_steps", "evidence", "first_to_last"]):
+                for name in x.columns.intersection(["final_success", "held_steps", "evidence", "first_to_last", "rho"]):
                     first |= {f"{name}_{what}": getattr(x[name], what)() for what in ("min", "median", "max")}
             rows.append(first | row)
     return pd.DataFrame(rows)
