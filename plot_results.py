@@ -335,6 +335,11 @@ def in_order(arms):
     return sorted(arms, key=lambda arm: (list(ARMS).index(arm) if arm in ARMS else len(ARMS), arm))
 
 
+def full_name(arm, known):
+    """The arm's name; only on Umbrella is `ppo` tuned"""
+    return ARMS[arm][0] if known or arm != "ppo" else "PPO"
+
+
 def markdown(rows):
     return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
 
@@ -363,7 +368,7 @@ def tables(evaluations, said, left_out, env_id):
     for row in pd.read_csv(io.StringIO(table)).to_dict("records"):
         of_all, arm = row["length"] == "all", row["arm"]
         cells = {"L": row["length"]} if known else {}
-        cells[""] = f"{ARMS[arm][0]} (`{arm}`)" if arm in ARMS else f"`{arm}`"
+        cells[""] = f"{full_name(arm, known)} (`{arm}`)" if arm in ARMS else f"`{arm}`"
         cells["runs"] = row["runs"] if of_all else f"{row['runs']}/{row['runs_expected']:.0f}"
         if known:
             cells["solved at the end"] = "" if of_all else f"{row['solved_at_end']:.0f}"
@@ -381,7 +386,7 @@ def tables(evaluations, said, left_out, env_id):
     return {"table.csv": table, "table.md": text}
 
 
-def plot(title, xlabel, ylabel, lines, **look):
+def plot(title, xlabel, ylabel, lines, known, **look):
     """A figure of lines with bands, {arm: (x, [y, low, high])}; arms without a name of their own differ as well"""
     import matplotlib.pyplot as plt
 
@@ -391,6 +396,7 @@ def plot(title, xlabel, ylabel, lines, **look):
         i = [*(a for a in lines if a not in ARMS), arm].index(arm)
         other = arm, [SKY, ORANGE, GREEN, PINK, GREY][i % 5], "ov^sD<>"[i % 7], ["-", "--", ":"][i % 3]
         name, color, marker, line = ARMS.get(arm, other)
+        name = full_name(arm, known) if arm in ARMS else name
         axis.fill_between(x, low, high, color=color, alpha=0.1, linewidth=0)
         width = 1.5 if axis.lines else 4  # where two lines coincide, both are seen
         axis.plot(x, y, color=color, marker=marker, linestyle=line, linewidth=width, label=name, **look)
@@ -408,7 +414,9 @@ def plot_steps_to_95(runs):
         groups = runs[runs["arm"] == arm].groupby("length")["steps_to_95"]
         q1, median, q3 = np.stack([quartiles(steps) for _, steps in groups]).clip(1, top).T
         lines[arm] = np.array([*groups.groups]), (median, q1, q3)
-    figure, axis = plot("Steps to 95 % success: median, quartiles", "episode length L", "environment steps", lines)
+    figure, axis = plot(
+        "Steps to 95 % success: median, quartiles", "episode length L", "environment steps", lines, known=True
+    )
     for line in [*axis.lines]:
         x, y = line.get_data()
         axis.plot(x[y == top], y[y == top], line.get_marker(), color=line.get_color(), markerfacecolor="white")
@@ -434,7 +442,7 @@ def plot_learning(evaluations, env_id):
         samples = iqm(x[draw(arm, CURVE_RESAMPLES, len(x)).T])  # [B, E] of [runs, B, E]
         lines[arm] = table.index / 1000, (iqm(x), *np.quantile(samples, [0.025, 0.975], axis=0))
     labels = "environment steps [thousands]", f"{'success rate' if known else 'return'} (IQM, 95 % CI)"
-    return plot(env_id.removeprefix(UMBRELLA), *labels, lines, markersize=4, markevery=0.12)[0]
+    return plot(env_id.removeprefix(UMBRELLA), *labels, lines, known, markersize=4, markevery=0.12)[0]
 
 
 def row_of(path, **where):

@@ -406,7 +406,7 @@ def test_an_arm_looks_the_same_in_all_figures():
     line = np.array([0, 1]), np.ones((3, 2))
 
     def looks(*arms):
-        axis = plot_results.plot("", "", "", dict.fromkeys(arms, line))[1]
+        axis = plot_results.plot("", "", "", dict.fromkeys(arms, line), True)[1]
         found = [(line.get_color(), line.get_marker(), line.get_linestyle()) for line in axis.lines]
         return dict(zip(arms, found, strict=True))
 
