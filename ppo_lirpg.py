@@ -426,6 +426,11 @@ def critic_loss(critic, ext_critic, obs, returns, ext_returns, args):
     return args.vf_coef * (v_loss + ext_v_loss), torch.stack([v_loss, ext_v_loss]).detach()
 
 
+def meta_eps(args):
+    """Adam's eps of the outer step: meta-gradients pass through the policy's step and are smaller than PPO's 1e-5."""
+    return 1e-5 if args.joint_ext_critic else 1e-10
+
+
 def lirpg_step(networks, parameters, adam, rollout, minibatch, outer_minibatch, lrs, args):
     """PPO's step on one minibatch, and an outer step after it. Changes parameters and adam in place.
 
@@ -473,73 +478,6 @@ def lirpg_step(networks, parameters, adam, rollout, minibatch, outer_minibatch, 
     return stats
 
 
-def meta_eps(args):
-    """Adam's eps of the outer step: meta-gradients pass through the policy's step and are smaller than PPO's 1e-5."""
-    return 1e-5 if args.joint_ext_critic else 1e-10
-
-
-def check_compiler():  # shared
-    """Fails where --compile cannot work."""
-    if " " in torch.__file__:
-        fail(f"--compile needs torch in a folder whose name has no space, not in {Path(torch.__file__).parent}")
-    try:
-        torch.compile(torch.neg)(torch.zeros(1))
-    except Exception as error:  # which one depends on the version of torch
-        fail(f"--compile finds no compiler that works ({type(error).__name__}): install g++, or leave the flag out")
-
-
-def compile_step(networks, args):
-    """lirpg_step as machine code (--compile): one function without effects, in which gradients are functions too."""
-    check_compiler()
-    actor, _, _, irn = networks.values()
-
-    @torch.compile
-    def update(parameters, adam, batch, minibatch, outer_minibatch, lrs):
-        (theta, phi, ext_phi, eta), (lr, ext_lr, meta_lr) = parameters, lrs
-        mb, obs, actions, logprobs, advantages, values, _, ext_returns = minibatch
-        _, outer_obs, outer_actions, outer_logprobs, _, _, ext_advantages, _ = outer_minibatch
-        env, rows = (mb, slice(None)) if args.segment_length == args.num_steps else (slice(None), mb)
-        inputs = batch.obs[:, env], batch.actions[:, env], batch.rewards[:, env], batch.dones[:, env]
-
-        def meta_loss(eta):
-            r_in = args.intrinsic_coef * functional_call(irn, unflatten(eta, irn), inputs)
-            zeros, ends = torch.zeros_like(r_in), inputs[-1]
-            sums = compute_gae(r_in, zeros, zeros, ends, ends, args.gamma, args.gae_lambda)
-            mixed = advantages + cut(sums, args.segment_length).transpose(0, 1)[rows]
-            data = obs, actions, logprobs, mixed
-            grad, stats = torch.func.grad(lambda x: inner_loss(actor, x, *data, args), has_aux=True)(theta)
-            step = adam_step(theta, clip_grad_norm(grad, args.max_grad_norm), adam["actor"], lr)
-            loss = outer_loss(actor, step[0], outer_obs, outer_actions, outer_logprobs, ext_advantages, args)
-            return loss, (step, mixed, stats, loss)
-
-        def v_loss(phi, ext_phi):
-            critics = [(networks["critic"], phi), (networks["ext_critic"], ext_phi)]
-            critics = [lambda x, v=v, p=p: functional_call(v, unflatten(p, v), (x,)) for v, p in critics]
-            return critic_loss(*critics, obs, mixed + values, ext_returns, args)
-
-        meta_grad, (step, mixed, stats, loss) = torch.func.grad(meta_loss, has_aux=True)(eta)
-        (grad, ext_grad), v_losses = torch.func.grad(v_loss, argnums=(0, 1), has_aux=True)(phi, ext_phi)
-        stats = torch.cat([stats, v_losses, torch.stack([loss, meta_grad.norm()])])
-        if args.joint_ext_critic:
-            factor = (args.max_grad_norm / (torch.cat([ext_grad, meta_grad]).norm() + 1e-6)).clamp(max=1.0)
-            ext_grad, meta_grad = ext_grad * factor, meta_grad * factor
-        grad, ext_grad, meta_grad = (clip_grad_norm(x, args.max_grad_norm) for x in (grad, ext_grad, meta_grad))
-        steps = step, adam_step(phi, grad, adam["critic"], lr), adam_step(ext_phi, ext_grad, adam["ext_critic"], ext_lr)
-        return (*steps, adam_step(eta, meta_grad, adam["irn"], meta_lr, eps=meta_eps(args))), stats
-
-    @torch.no_grad()
-    def step(networks, parameters, adam, rollout, minibatch, outer_minibatch, lrs, args):
-        adams = {name: (m, v, torch.tensor(float(n))) for name, (m, v, n) in adam.items()}  # else n is part of the code
-        data = [x.data for x in parameters], adams, rollout[0], minibatch, outer_minibatch
-        new, stats = update(*data, [torch.tensor(lr) for lr in lrs])
-        for p, name, (new_p, (m, v, _)) in zip(parameters, adam, new, strict=True):
-            p.copy_(new_p)
-            adam[name] = m, v, adam[name][2] + 1
-        return stats
-
-    return step
-
-
 def lirpg_update(networks, parameters, adam, batch, frac, args, step=lirpg_step):
     """PPO's update on one rollout, with an outer step after each of its steps. Changes parameters and adam in place.
 
@@ -576,6 +514,68 @@ def lirpg_update(networks, parameters, adam, batch, frac, args, step=lirpg_step)
     names += ["meta_loss", "meta_grad_norm"]
     losses = dict(zip(names, torch.stack(stats).mean(0).tolist(), strict=True))
     return losses | {"explained_variance": (1 - ext_advantages.var() / ext_returns.var()).item()}
+
+
+def check_compiler():  # shared
+    """Fails where --compile cannot work."""
+    if " " in torch.__file__:
+        fail(f"--compile needs torch in a folder whose name has no space, not in {Path(torch.__file__).parent}")
+    try:
+        torch.compile(torch.neg)(torch.zeros(1))
+    except Exception as error:  # which one depends on the version of torch
+        fail(f"--compile finds no compiler that works ({type(error).__name__}): install g++, or leave the flag out")
+
+
+def compile_step(networks, args):
+    """lirpg_step as machine code (--compile): one function without effects, in which gradients are functions too."""
+    check_compiler()
+    actor, _, _, irn = networks.values()
+
+    @torch.compile
+    def update(parameters, adam, batch, minibatch, outer_minibatch, lrs):
+        (theta, phi, ext_phi, eta), (lr, ext_lr, meta_lr) = parameters, lrs
+        mb, obs, actions, logprobs, advantages, values, _, ext_returns = minibatch
+        _, outer_obs, outer_actions, outer_logprobs, _, _, ext_advantages, _ = outer_minibatch
+        env, rows = (mb, slice(None)) if args.segment_length == args.num_steps else (slice(None), mb)
+        inputs = batch.obs[:, env], batch.actions[:, env], batch.rewards[:, env], batch.dones[:, env]
+
+        def meta_loss(eta):  # as in lirpg_step; with it the inner step, the mixed advantages and what is logged
+            r_in = args.intrinsic_coef * functional_call(irn, unflatten(eta, irn), inputs)
+            zeros, ends = torch.zeros_like(r_in), inputs[-1]
+            sums = compute_gae(r_in, zeros, zeros, ends, ends, args.gamma, args.gae_lambda)
+            mixed = advantages + cut(sums, args.segment_length).transpose(0, 1)[rows]
+            data = obs, actions, logprobs, mixed
+            grad, stats = torch.func.grad(lambda x: inner_loss(actor, x, *data, args), has_aux=True)(theta)
+            step = adam_step(theta, clip_grad_norm(grad, args.max_grad_norm), adam["actor"], lr)
+            loss = outer_loss(actor, step[0], outer_obs, outer_actions, outer_logprobs, ext_advantages, args)
+            return loss, (step, mixed, stats, loss)
+
+        def v_loss(phi, ext_phi):
+            critics = [(networks["critic"], phi), (networks["ext_critic"], ext_phi)]
+            critics = [lambda x, v=v, p=p: functional_call(v, unflatten(p, v), (x,)) for v, p in critics]
+            return critic_loss(*critics, obs, mixed + values, ext_returns, args)
+
+        meta_grad, (step, mixed, stats, loss) = torch.func.grad(meta_loss, has_aux=True)(eta)
+        (grad, ext_grad), v_losses = torch.func.grad(v_loss, argnums=(0, 1), has_aux=True)(phi, ext_phi)
+        stats = torch.cat([stats, v_losses, torch.stack([loss, meta_grad.norm()])])
+        if args.joint_ext_critic:
+            factor = (args.max_grad_norm / (torch.cat([ext_grad, meta_grad]).norm() + 1e-6)).clamp(max=1.0)
+            ext_grad, meta_grad = ext_grad * factor, meta_grad * factor
+        grad, ext_grad, meta_grad = (clip_grad_norm(x, args.max_grad_norm) for x in (grad, ext_grad, meta_grad))
+        steps = step, adam_step(phi, grad, adam["critic"], lr), adam_step(ext_phi, ext_grad, adam["ext_critic"], ext_lr)
+        return (*steps, adam_step(eta, meta_grad, adam["irn"], meta_lr, eps=meta_eps(args))), stats
+
+    @torch.no_grad()
+    def step(networks, parameters, adam, rollout, minibatch, outer_minibatch, lrs, args):
+        adams = {name: (m, v, torch.tensor(float(n))) for name, (m, v, n) in adam.items()}  # else n is part of the code
+        data = [x.data for x in parameters], adams, rollout[0], minibatch, outer_minibatch
+        new, stats = update(*data, [torch.tensor(lr) for lr in lrs])
+        for p, name, (new_p, (m, v, _)) in zip(parameters, adam, new, strict=True):
+            p.copy_(new_p)
+            adam[name] = m, v, adam[name][2] + 1
+        return stats
+
+    return step
 
 
 def main(args):

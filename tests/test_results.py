@@ -228,6 +228,25 @@ def test_comparisons_of_few_runs(tmp_path):
     assert "| `x` | 1/1 | 4.00 of 1 run | 4.00 of 1 run |" in text
 
 
+def test_any_two_arms_can_be_compared(tmp_path, monkeypatch):
+    """And PPO may be called `ppo` outside Umbrella, where nobody has tuned it."""
+    runs = {"ppo": constant(1, 3, 5), "cln": constant(2, 4, 6), "regression": constant(0, 3, 9)}
+    out = tmp_path / "results" / "study"
+    monkeypatch.setattr(plot_results, "ROOT", tmp_path)
+    for arm, rows in runs.items():
+        for seed, returns in enumerate(rows, start=1):
+            columns = {"rho": [np.nan] + [seed / 10] * 5} if arm == "cln" else {}
+            options = {"env_id": "Some-v5", "total_timesteps": 5_000, "columns": columns}
+            write_runs(tmp_path, arm, 0, seed, returns, np.nan, range(0, 6_000, 1_000), **options)
+    table, text = plot(tmp_path, out=out)
+    assert table.loc["cln", "mean_return_better"] == pytest.approx(6 / 9)
+    assert table.loc["cln", ["rho_min", "rho_median", "rho_max"]].tolist() == [0.1, 0.2, 0.3]
+    assert "| PPO (`ppo`) |" in text
+    assert "P(> PPO)" in text
+    assert plot_results.better("study", "cln", "regression").startswith("0.56 [")  # 5 of 9 pairs
+    assert plot_results.better("study", "regression", "cln", "final_return").startswith("0.44 [")
+
+
 def test_over_all_lengths_only_complete_seeds_count(tmp_path):
     """Seed 3 lacks L = 5; `teacher` has a length of its own, which no other arm has."""
     write_runs(tmp_path, "teacher", 10, SEEDS, [0, 1, 1], [0, 0, 0])
