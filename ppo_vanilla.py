@@ -136,12 +136,15 @@ class Actor(nn.Module):  # shared
 
     def forward(self, obs, actions):
         """obs [..., obs_dim], actions [...] or [..., action_dim] -> log-probabilities [...], entropies [...]"""
-        output = self.net(obs)
+        return self.log_prob(self.net(obs), actions)
+
+    def log_prob(self, output, actions):
+        """The same from the network's output [..., action_dim]"""
         if self.discrete:
             logprobs = output.log_softmax(-1)  # [..., action_dim]
             return logprobs.gather(-1, actions.unsqueeze(-1)).squeeze(-1), -(logprobs.exp() * logprobs).sum(-1)
         logprobs = -0.5 * ((actions - output) / self.logstd.exp()) ** 2 - self.logstd - 0.5 * math.log(2 * math.pi)
-        return logprobs.sum(-1), (0.5 + 0.5 * math.log(2 * math.pi) + self.logstd).sum().expand(obs.shape[:-1])
+        return logprobs.sum(-1), (0.5 + 0.5 * math.log(2 * math.pi) + self.logstd).sum().expand(output.shape[:-1])
 
 
 class Critic(nn.Module):  # shared

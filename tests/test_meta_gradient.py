@@ -314,30 +314,34 @@ def t_statistic(gains):
 
 @pytest.mark.parametrize(("kind", "used"), [("redistribution", True), ("kernel", True), ("redistribution", False)])
 def test_look_ahead_is_ppo_on_each_stretch_alone(float64, kind, used):
-    """By a copy of the policy for each stretch of 5 steps (kernel: one), torch's Adam and clipping. Also without IRN"""
-    args, actor, theta, irn, batch = held_problem(irn=kind)
+    """By a last layer for each stretch of 5 steps (kernel: one), torch's Adam and clipping. Also without IRN"""
+    args, actor, _, irn, batch = held_problem(irn=kind)
     inner, outer = split(batch, 5, 7)
-    gains = m.look_ahead_gains(actor, theta, irn if used else None, inner, outer, args)
-    advantages, expected = [], torch.zeros(7)
+    gains = m.look_ahead_gains(actor, irn if used else None, inner, outer, args)
+    advantages, expected, scale = [], torch.zeros(7), actor.net[:-1](inner.obs).square().mean().sqrt().item()
     for x in (inner, outer):
         zeros = torch.zeros_like(x.rewards)
         mixed = x.rewards + (irn(x.obs, x.actions, x.rewards, x.dones)[0].detach() if used else zeros)
         advantages.append(m.compute_gae(mixed, zeros, zeros, x.terminations, x.dones, args.gamma, args.gae_lambda))
     for t in (slice(0, 10),) if kind == "kernel" else (slice(0, 5), slice(5, 10)):
-        policy = m.Actor(3, m.gym.spaces.Discrete(2))
-        policy.load_state_dict(actor.state_dict())
-        optimizer = torch.optim.Adam(policy.parameters(), m.LOOK_AHEAD_LR, eps=1e-5)
-        before = actor(inner.obs[t], inner.actions[t])[0].detach()
+        last = copy.deepcopy(actor.net[-1])
+        last.weight.data *= scale
+        optimizer = torch.optim.Adam(last.parameters(), m.LOOK_AHEAD_LR, eps=1e-5)
+
+        def policy(x, t=t, last=last):
+            distribution = torch.distributions.Categorical(logits=last(actor.net[:-1](x.obs[t]).detach() / scale))
+            return distribution.log_prob(x.actions[t])
+
         for _ in range(m.LOOK_AHEAD_STEPS):
-            ratio = (policy(inner.obs[t], inner.actions[t])[0] - before).exp()
+            ratio = (policy(inner) - actor(inner.obs[t], inner.actions[t])[0].detach()).exp()
             a = m.normalize(advantages[0][t])
             loss = -torch.min(a * ratio, a * ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)).mean()
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(last.parameters(), args.max_grad_norm)
             optimizer.step()
-        new, old = [x(outer.obs[t], outer.actions[t])[0] for x in (policy, actor)]
-        expected += (((new - old).exp() - 1) * m.normalize(advantages[1])[t]).sum(0).detach()
+        ratio = (policy(outer) - actor(outer.obs[t], outer.actions[t])[0]).exp()
+        expected += ((ratio - 1) * m.normalize(advantages[1])[t]).sum(0).detach()
     assert expected.abs().min() > 1e-3
     torch.testing.assert_close(gains.detach(), expected, rtol=1e-6, atol=1e-8)
 
@@ -347,14 +351,14 @@ def test_look_ahead_gradient_against_finite_differences(float64, kind):
     args, actor, theta, irn, batch = held_problem(irn=kind)
     for p in irn.parameters():
         p.data += 0.3 * torch.randn_like(p)
-    assert_right_gradient(lambda: m.look_ahead_gains(actor, theta, irn, *split(batch, 6, 6), args).mean(), irn)
+    assert_right_gradient(lambda: m.look_ahead_gains(actor, irn, *split(batch, 6, 6), args).mean(), irn)
     assert torch.equal(theta.grad, torch.zeros_like(theta))  # the policy stays where it is
 
 
 def test_the_credit_that_is_right_gains_and_no_other_does():
     """40 episodes of 50 steps to learn from, 40 to test. What a wrong credit gains is chance, a few standard errors."""
     args, actor, theta, irn, batch = held_problem(50, 80, ORACLE)
-    gains = partial(m.look_ahead_gains, actor, theta, irn, *split(batch, 40, 40), args)
+    gains = partial(m.look_ahead_gains, actor, irn, *split(batch, 40, 40), args)
     assert t_statistic(gains()) > m.EVIDENCE
     irn.embed.weight.data[0, 4] *= -1  # h[0] is then 1 at the end of an episode: each reward goes to its last step
     irn.embed.weight.data[0, 3 + 1], irn.embed.weight.data[0, 3 + 2] = 0, -100
@@ -367,12 +371,12 @@ def test_a_kernel_of_the_frozen_phase_finds_which_steps_have_earned():
     torch.manual_seed(0)
     space = m.gym.spaces.Box(-1, 1, (1,))
     actor, irn = m.Actor(1, space), m.IntrinsicRewardNetwork(1, space, "kernel")
-    theta, eta = m.flat_parameters(actor), m.flat_parameters(irn)
+    eta = m.flat_parameters(irn)
     obs = torch.randn(60, 100, 1)
     actions, dones = torch.normal(actor.net(obs), 1.0).detach(), torch.zeros(60, 100)
     rewards = torch.zeros(60, 100)
     rewards[6::5] = (obs * actions).squeeze(-1).unflatten(0, (12, 5)).sum(1)[:11]
-    losses = m.learn_from_held(actor, theta, irn, eta, m.Batch(obs, actions, rewards, obs, dones, dones), args)
+    losses = m.learn_from_held(actor, irn, eta, m.Batch(obs, actions, rewards, obs, dones, dones), args)
     weights = irn(obs, actions, rewards, dones)[1][0, 0, :, 36]  # [60] where a reward goes that is paid at step 36
     assert losses["evidence"] > 4 > 2 > abs(losses["ppo_evidence"])  # 5.2 to 10.0 with seeds 0 to 5
     assert weights[30:35].sum() > 0.7  # 0.82 to 0.88
@@ -383,13 +387,13 @@ def test_evidence_is_of_environments_that_nothing_has_learned_from(monkeypatch):
     batch.obs[:] = torch.arange(10.0).unsqueeze(-1)  # so that an environment tells its number
     calls, look_ahead_gains = [], m.look_ahead_gains
 
-    def recorded_gains(actor, theta, irn, inner, outer, args):
-        gains = look_ahead_gains(actor, theta, irn, inner, outer, args)
+    def recorded_gains(actor, irn, inner, outer, args):
+        gains = look_ahead_gains(actor, irn, inner, outer, args)
         calls.append((irn, inner.obs[0, :, 0].tolist(), outer.obs[0, :, 0].tolist(), gains))
         return gains
 
     monkeypatch.setattr(m, "look_ahead_gains", recorded_gains)
-    losses = m.learn_from_held(actor, theta, irn, m.flat_parameters(irn), batch, args)
+    losses = m.learn_from_held(actor, irn, m.flat_parameters(irn), batch, args)
     *learning, (last, _, tested, gains), (alone, _, tested_alone, gains_alone) = calls
     assert (last, alone) == (irn, None)
     assert len(tested) == 4
@@ -411,14 +415,14 @@ def test_the_control_deals_the_outer_rewards_out_anew(monkeypatch):
     outer.rewards[0] = torch.arange(40.0) / 1e6  # so that an episode's rewards tell its number
     with monkeypatch.context() as patch:
         patch.setitem(control.__globals__, "look_ahead_gains", lambda *x: x)
-        seen = [control(actor, theta, irn, inner, outer, args) for _ in range(2)]
-    orders = [x[4].rewards[0].argsort() for x in seen]
+        seen = [control(actor, irn, inner, outer, args) for _ in range(2)]
+    orders = [x[3].rewards[0].argsort() for x in seen]
     for x, order in zip(seen, orders, strict=True):
-        assert (*x[:4], x[5]) == (actor, theta, irn, inner, args)
-        assert x[4]._replace(rewards=outer.rewards) == outer  # the very same tensors
-        assert torch.equal(x[4].rewards[:, order], outer.rewards)  # whole episodes' rewards
+        assert (*x[:3], x[4]) == (actor, irn, inner, args)
+        assert x[3]._replace(rewards=outer.rewards) == outer  # the very same tensors
+        assert torch.equal(x[3].rewards[:, order], outer.rewards)  # whole episodes' rewards
     assert not torch.equal(*orders)
-    right, shuffled = [t_statistic(x(actor, theta, irn, inner, outer, args)) for x in (m.look_ahead_gains, control)]
+    right, shuffled = [t_statistic(x(actor, irn, inner, outer, args)) for x in (m.look_ahead_gains, control)]
     assert abs(shuffled) < 4 < m.EVIDENCE < right
 
 

@@ -16,7 +16,6 @@ and, for what PPO itself sees, `policy gradient`: from that many episodes (disco
 the true gradient, of 5,000 episodes, as a multiple of that (column `gradient`; 1 in the mean, its spread is noise).
 """
 
-import copy
 import math
 import sys
 from pathlib import Path
@@ -82,8 +81,8 @@ def learn(way, batch, actor, args):
     if way == "regression":
         regress(irn, metairn.Batch(*(x[:, : x.shape[1] - 2 * x.shape[1] // 5] for x in batch)))
     else:
-        theta, eta = metairn.flat_parameters(copy.deepcopy(actor)), metairn.flat_parameters(irn)
-        evidence = metairn.learn_from_held(actor, theta, irn, eta, batch, args)["evidence"]
+        eta = metairn.flat_parameters(irn)
+        evidence = metairn.learn_from_held(actor, irn, eta, batch, args)["evidence"]
     with torch.no_grad():
         rewards = torch.zeros_like(batch.rewards) if way == "regression" else batch.rewards
         weights = irn(batch.obs, batch.actions, rewards, batch.dones)[1][:, 0, :3, -1].sum(-1)  # [n]

@@ -33,10 +33,10 @@ def policy_gradient(actor, batch, steps):
     return torch.cat([x.flatten() for x in torch.autograd.grad(logprobs[:steps].sum(0).mean(), [*actor.parameters()])])
 
 
-def meta_gradient(actor, theta, irn, batch, args):
+def meta_gradient(actor, irn, batch, args):
     """[P] of the network"""
     inner, outer = [metairn.Batch(*x) for x in zip(*(x.tensor_split(2, 1) for x in batch), strict=True)]
-    gain = metairn.look_ahead_gains(actor, theta, irn, inner, outer, args).mean()
+    gain = metairn.look_ahead_gains(actor, irn, inner, outer, args).mean()
     return torch.cat([x.flatten() for x in torch.autograd.grad(gain, list(irn.parameters()))])
 
 
@@ -56,8 +56,8 @@ def main():
             batch, actor, args = collect(seed, length, 100)
             irns = [metairn.IntrinsicRewardNetwork(batch.obs.shape[-1], metairn.gym.spaces.Discrete(2), args.irn)]
             irns += [copy.deepcopy(irns[0])]
-            theta, eta = metairn.flat_parameters(copy.deepcopy(actor)), metairn.flat_parameters(irns[1])
-            metairn.learn_from_held(actor, theta, irns[1], eta, batch, args)
+            eta = metairn.flat_parameters(irns[1])
+            metairn.learn_from_held(actor, irns[1], eta, batch, args)
             pool = collect(seed + 1000, length, 20_000 if length < 200 else 6_666, actor)[0]
             for episodes in EPISODES:
                 draws = []
@@ -65,7 +65,7 @@ def main():
                     chosen = torch.randint(pool.rewards.shape[1], (episodes,))
                     draw = metairn.Batch(*(x[:, chosen] for x in pool))
                     draws.append([policy_gradient(actor, draw, steps) for steps in (length, 1)])
-                    draws[-1] += [meta_gradient(actor, theta, irn, draw, args) for irn in irns]
+                    draws[-1] += [meta_gradient(actor, irn, draw, args) for irn in irns]
                 for name, *gradients in zip(NAMES, *draws, strict=True):
                     ratio = signal_to_noise(torch.stack(gradients))
                     print(f"{name},{length},{episodes},{seed},{ratio:.4f}", flush=True)

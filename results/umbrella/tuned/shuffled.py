@@ -16,10 +16,10 @@ import ppo_metairn as metairn
 look_ahead_gains = metairn.look_ahead_gains
 
 
-def shuffled_gains(actor, theta, irn, inner, outer, args):
+def shuffled_gains(actor, irn, inner, outer, args):
     """look_ahead_gains with the rewards of the outer episodes dealt out anew among them, each time"""
     rewards = outer.rewards[:, torch.randperm(outer.rewards.shape[1])]
-    return look_ahead_gains(actor, theta, irn, inner, outer._replace(rewards=rewards), args)
+    return look_ahead_gains(actor, irn, inner, outer._replace(rewards=rewards), args)
 
 
 if __name__ == "__main__":
