@@ -424,6 +424,8 @@ LOOK_AHEAD_STEPS, LOOK_AHEAD_LR = 8, 1e-2  # about as far as one of PPO's update
 STRETCH = 5  # at most so many consecutive time steps share a look-ahead
 EVIDENCE = 8.0  # the mean gain on test episodes, in standard errors, from which on the reward is known to help
 MARGIN = 4.0  # and at least so many times the gain of PPO on the environment's own reward (plus one standard error)
+PPO_EVIDENCE = 4.0  # from this gain of PPO on the environment's own reward on, no other reward is looked for
+HELD_ROLLOUTS = 8  # so many at most, unless --held-steps says otherwise
 
 
 def advantages_without_critic(irn, batch, args):
@@ -542,11 +544,11 @@ def main(args):
             run.evaluate_and_save(**credit_columns(state))
         while state.iteration < run.num_iterations:
             batch, state.obs, episodes = rollout(run.envs, actor, state.obs, args, device)
-            losses, lr = {}, 0.0
+            losses, lr, rollouts = {}, 0.0, [batch]
 
             # Phase 1: learn the IRN anew from all episodes so far, and unfreeze the policy once it is shown to help
             if state.held is not None:
-                state.held.append(tuple(batch))
+                state.held.append(batch)
                 held = Batch(
                     *(torch.cat(x, dim=1) for x in zip(*state.held, strict=True))
                 )  # [T, all environments, ...]
@@ -555,21 +557,22 @@ def main(args):
                 state.test = {name: losses.get(name, math.nan) for name in ("evidence", "ppo_evidence")}
                 needed = max(EVIDENCE, MARGIN * (state.test["ppo_evidence"] + 1))
                 helps = state.test["evidence"] > needed
-                needless = state.test["ppo_evidence"] > EVIDENCE  # PPO learns from the reward as it is
+                needless = state.test["ppo_evidence"] > PPO_EVIDENCE  # PPO learns from the reward as it is
                 if not helps:  # a network that went astray is not carried along
                     eta.data.copy_(initial_eta)
                 if helps or needless or run.global_step + run.batch_size >= args.held_steps:
-                    state.held, state.first_update, state.used = None, state.iteration, int(helps)
+                    rollouts, state.held, state.first_update, state.used = state.held, None, state.iteration, int(helps)
                     report_test(run, losses, needed)
 
-            # Phase 2: PPO on the redistributed reward
+            # Phase 2: PPO on the redistributed reward. It begins with all rollouts of phase 1, one after the other
             if state.held is None:
-                with torch.no_grad():
-                    r_in, _ = irn(batch.obs, batch.actions, batch.rewards, batch.dones)  # [T, N]
-                mixed = batch._replace(rewards=batch.rewards + args.intrinsic_coef * state.used * r_in)
                 done = (state.iteration - state.first_update) / (run.num_iterations - state.first_update)
                 lr = (1.0 - done if args.anneal_lr else 1.0) * args.learning_rate
-                losses |= ppo_update(actor, critic, theta, phi, state.adam, mixed, lr, args)
+                for part in rollouts:
+                    with torch.no_grad():
+                        r_in, _ = irn(part.obs, part.actions, part.rewards, part.dones)  # [T, N]
+                    mixed = part._replace(rewards=part.rewards + args.intrinsic_coef * state.used * r_in)
+                    losses |= ppo_update(actor, critic, theta, phi, state.adam, mixed, lr, args)
 
             run.log(losses, episodes, lr)
             if run.evaluation_is_due():
@@ -589,7 +592,8 @@ def check_irn_args(args):
     check(args, "held_steps", lambda x: x >= 0, "be at least 0")
     learns = args.meta_learning_rate > 0 and not args.irn_from
     if args.held_steps is None:
-        args.held_steps = args.total_timesteps // 5 if learns else 0
+        few = min(args.total_timesteps // 5, HELD_ROLLOUTS * args.num_envs * args.num_steps)
+        args.held_steps = few if learns else 0
     if args.held_steps and not learns:
         fail("--held-steps needs a network that learns: --meta-learning-rate above 0 and no --irn-from")
     if args.held_steps and args.num_envs < 6:
