@@ -548,10 +548,8 @@ def main(args):
 
             # Phase 1: learn the IRN anew from all episodes so far, and unfreeze the policy once it is shown to help
             if state.held is not None:
-                state.held.append(batch)
-                held = Batch(
-                    *(torch.cat(x, dim=1) for x in zip(*state.held, strict=True))
-                )  # [T, all environments, ...]
+                state.held.append(tuple(batch))
+                held = Batch(*(torch.cat(x, dim=1) for x in zip(*state.held, strict=True)))  # [T, all of them, ...]
                 if min(held.dones.sum(), 2 * held.dones.shape[1]) >= EPISODES:
                     losses = learn_from_held(actor, irn, eta, held, args)
                 state.test = {name: losses.get(name, math.nan) for name in ("evidence", "ppo_evidence")}
@@ -561,7 +559,8 @@ def main(args):
                 if not helps:  # a network that went astray is not carried along
                     eta.data.copy_(initial_eta)
                 if helps or needless or run.global_step + run.batch_size >= args.held_steps:
-                    rollouts, state.held, state.first_update, state.used = state.held, None, state.iteration, int(helps)
+                    rollouts, state.held = [Batch(*x) for x in state.held], None
+                    state.first_update, state.used = state.iteration, int(helps)
                     report_test(run, losses, needed)
 
             # Phase 2: PPO on the redistributed reward. It begins with all rollouts of phase 1, one after the other
