@@ -424,7 +424,7 @@ LOOK_AHEAD_STEPS, LOOK_AHEAD_LR = 8, 1e-2  # about as far as one of PPO's update
 STRETCH = 5  # at most so many consecutive time steps share a look-ahead
 EVIDENCE = 8.0  # the mean gain on test episodes, in standard errors, from which on the reward is known to help
 MARGIN = 4.0  # and at least so many times the gain of PPO on the environment's own reward (plus one standard error)
-PPO_EVIDENCE = 4.0  # from this gain of PPO on the environment's own reward on, no other reward is looked for
+PPO_EVIDENCE = 3.0  # from this gain of PPO on the environment's own reward on, no other reward is looked for
 HELD_ROLLOUTS = 8  # so many at most, unless --held-steps says otherwise
 
 
