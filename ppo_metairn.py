@@ -7,7 +7,8 @@ every episode the intrinsic reward sums to 0. A run has two phases.
    the redistributed reward of some episodes, and the IRN is changed so that other episodes would gain by them. After
    each rollout the gain is tested on episodes that were not used for learning.
 2. As soon as the test shows that the redistributed reward helps, the IRN is fixed and PPO learns from the redistributed
-   reward. If it has not been shown within --held-steps, PPO learns from the environment's own reward.
+   reward. If it has not been shown within --held-steps, or if PPO is shown to gain by the environment's own reward, PPO
+   learns from that. It begins with the rollouts of phase 1, one after the other, so that no episode is lost.
 
 Everything else is ppo_vanilla.py: `diff ppo_vanilla.py ppo_metairn.py` shows all that this file adds.
 
@@ -101,7 +102,7 @@ class Args:
     # The intrinsic reward
     irn: Literal["redistribution", "kernel"] = "redistribution"  # attention over the episode, or elapsed time alone
     irn_from: str | None = None  # take this network (a run folder or an irn.pt) as it is; {seed} stands for the seed
-    held_steps: int | None = None  # freeze the policy for at most this many steps; None: a fifth of the run
+    held_steps: int | None = None  # freeze the policy so long at most; None: a fifth of the run, or eight rollouts
     meta_learning_rate: float = 1e-2  # Adam's step size for the intrinsic reward network; 0: it stays untrained
     intrinsic_coef: float = 1.0  # weight of the intrinsic reward in the reward that PPO learns from
 

@@ -231,28 +231,37 @@ def constants(monkeypatch):
 
 # Evidence, that of PPO alone, rollouts until the policy moves, whether by the learned reward. Third, fourth: less than
 # four times what PPO alone may have, 1.1 + 1. Fifth: episodes gain by PPO as it is, so there is nothing to wait for.
-VERDICTS = [(7.9, 0, 4, False), (8.1, 1, 2, True), (8.1, 1.1, 4, False), (35, 7.9, 4, False), (35, 8.1, 2, False)]
+VERDICTS = [(7.9, 0, 4, False), (8.1, 1, 2, True), (8.1, 1.1, 4, False), (15, 2.9, 4, False), (15, 3.1, 2, False)]
 
 
-@pytest.mark.parametrize(("evidence", "alone", "moves", "helps"), [*VERDICTS, (37, 8.1, 2, True)])
+@pytest.mark.parametrize(("evidence", "alone", "moves", "helps"), [*VERDICTS, (17, 3.1, 2, True)])
 def test_the_policy_is_frozen_until_there_is_evidence(cli, capsys, constants, evidence, alone, moves, helps):
-    """A rollout is 32 steps. The fourth ends the held steps; by the second there are enough episodes for a test."""
-    policies, rollout, learn = [], ppo_metairn.rollout, ppo_metairn.learn_from_held
+    """A rollout is 32 steps. The fourth ends the held steps; by the second there are enough episodes for a test. PPO
+    learns from each rollout once, from those of the frozen policy as well."""
+    policies, acted, learned = [], [], []
+    rollout, learn, update = ppo_metairn.rollout, ppo_metairn.learn_from_held, ppo_metairn.ppo_update
 
     def recorded_rollout(envs, actor, *args):
         policies.append(torch.nn.utils.parameters_to_vector(actor.parameters()).detach().clone())
-        return rollout(envs, actor, *args)
+        batch, *rest = rollout(envs, actor, *args)
+        acted.append(batch.obs)
+        return batch, *rest
+
+    def recorded_update(actor, critic, theta, phi, adam, batch, *args):
+        learned.append(batch.obs)
+        return update(actor, critic, theta, phi, adam, batch, *args)
 
     def told(*args):
         return learn(*args) | {"evidence": evidence, "ppo_evidence": alone}
 
-    constants(rollout=recorded_rollout, learn_from_held=told)
+    constants(rollout=recorded_rollout, learn_from_held=told, ppo_update=recorded_update)
     folder = cli(ppo_metairn, *HELD, "--total-timesteps", 256, "--held-steps", 128, "--learning-rate", 0.01)
     (line,) = [x for x in capsys.readouterr().out.splitlines() if f"step {32 * moves}:" in x]
     numbers = [float(x) for x in re.findall(r"\d+\.\d", line)]
     assert numbers == pytest.approx([evidence, alone, max(8, 4 * (alone + 1))])
     assert ("redistributed" in line) == helps
     assert [torch.equal(x, policies[0]) for x in policies] == [True] * moves + [False] * (8 - moves)
+    assert_same(learned, acted)
     updates = 9 - moves  # annealed from the first of them
     expected = [0.0] * (moves - 1) + [0.01 * (1 - i / updates) for i in range(updates)]
     events = EventAccumulator(str(folder)).Reload()
@@ -267,12 +276,12 @@ def test_the_policy_is_frozen_until_there_is_evidence(cli, capsys, constants, ev
 
 
 FROZEN = [(2_000, {}), (2_000, {"irn": "kernel"}), (0, {"irn_from": "x"}), (0, {"meta_learning_rate": 0.0})]
-FROZEN += [(300, {"held_steps": 300}), (0, {"held_steps": 0, "num_envs": 5})]
+FROZEN += [(300, {"held_steps": 300}), (0, {"held_steps": 0, "num_envs": 5}), (1_600, {"num_steps": 10})]
 
 
 @pytest.mark.parametrize(("steps", "options"), FROZEN)
-def test_the_policy_is_frozen_for_a_fifth_of_the_run_where_the_network_learns(steps, options):
-    args = ppo_metairn.Args(total_timesteps=10_000, **options)
+def test_the_policy_is_frozen_for_a_fifth_of_the_run_or_eight_rollouts_where_the_network_learns(steps, options):
+    args = ppo_metairn.Args(total_timesteps=10_000, **{"num_steps": 50} | options)
     ppo_metairn.check_irn_args(args)
     assert args.held_steps == steps
 
@@ -297,11 +306,11 @@ def test_the_frozen_phase_stops_and_resumes(cli, constants):
     straight = cli(ppo_metairn, *flags, "--exp-name", "straight")
     calls, learn = [], ppo_metairn.learn_from_held
 
-    def interrupted_learning(actor, theta, irn, eta, held, args):
+    def interrupted_learning(actor, irn, eta, held, args):
         calls.append((held.rewards.shape[1], eta.detach().clone()))
         if len(calls) == 3:
             signal.raise_signal(signal.SIGINT)
-        return learn(actor, theta, irn, eta, held, args)
+        return learn(actor, irn, eta, held, args)
 
     constants(learn_from_held=interrupted_learning)
     assert exit_status(cli, ppo_metairn, *flags, "--exp-name", "stopped") == 130
