@@ -557,12 +557,12 @@ def main(args):
                 needed = max(EVIDENCE, MARGIN * (state.test["ppo_evidence"] + 1))
                 helps = state.test["evidence"] > needed
                 needless = state.test["ppo_evidence"] > PPO_EVIDENCE  # PPO learns from the reward as it is
-                # If all episodes ended here, would there be too few by the end of --held-steps?
-                steps = run.global_step + run.batch_size
-                hopeless = (held.dones.sum() + args.num_envs) * args.held_steps / steps < EPISODES
+                steps = run.global_step + run.batch_size  # of the frozen policy, so far
+                rate = (held.dones.sum() + args.num_envs) / steps  # episodes a step, if the running ones ended now
+                over = steps + run.batch_size > args.held_steps or rate * args.held_steps < EPISODES
                 if not helps:  # a network that went astray is not carried along
                     eta.data.copy_(initial_eta)
-                if helps or needless or hopeless or steps >= args.held_steps:
+                if helps or needless or over:
                     rollouts, state.held = [Batch(*x) for x in state.held], None
                     state.first_update, state.used = state.iteration, int(helps)
                     report_test(run, losses, needed)

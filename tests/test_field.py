@@ -295,9 +295,14 @@ def test_one_step_a_rollout_is_enough(script, cli):
     assert column(folder, "global_step") == [0, 40, 60]
 
 
-def test_too_few_episodes_for_a_test_are_said(cli, capsys):
-    rows = read_rows(cli(ppo_metairn, *TINY, "--total-timesteps", 256, "--held-steps", 64))
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step 64:")]
-    assert "too few" in line and not re.search(r"\binf|nan", line)
-    assert [row["intrinsic_used"] for row in rows] == ["nan", "0", "0", "0", "0"]
+@pytest.mark.parametrize(("chain_length", "step"), [(8, 96), (100, 64)])
+def test_too_few_episodes_for_a_test_are_said_as_soon_as_that_is_sure(cli, capsys, monkeypatch, chain_length, step):
+    """Four rollouts of 8 environments would need 8 episodes each. Episodes of 8 steps end in every second rollout, so
+    the first two might go on like that; in the third no episode ends. Of episodes of 100 steps, none ends in two."""
+    monkeypatch.setattr(ppo_metairn, "EPISODES", 32)
+    flags = ["--chain-length", chain_length, "--num-steps", 4, "--num-envs", 8, "--eval-every", 32]
+    rows = read_rows(cli(ppo_metairn, *flags, "--eval-episodes", 1, "--total-timesteps", 256, "--held-steps", 128))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert line.startswith(f"step {step}:") and "too few" in line and not re.search(r"\binf|nan", line)
+    assert [row["intrinsic_used"] for row in rows] == ["nan"] * (step // 32) + ["0"] * (9 - step // 32)
     assert {row[name] for row in rows for name in ("evidence", "ppo_evidence")} == {"nan"}
