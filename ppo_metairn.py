@@ -7,8 +7,9 @@ every episode the intrinsic reward sums to 0. A run has two phases.
    the redistributed reward of some episodes, and the IRN is changed so that other episodes would gain by them. After
    each rollout the gain is tested on episodes that were not used for learning.
 2. As soon as the test shows that the redistributed reward helps, the IRN is fixed and PPO learns from the redistributed
-   reward. If it has not been shown within --held-steps, or if PPO is shown to gain by the environment's own reward, PPO
-   learns from that. It begins with the rollouts of phase 1, one after the other, so that no episode is lost.
+   reward. It learns from the environment's own reward if nothing has been shown within --held-steps, if PPO is shown to
+   gain by that reward, or if too few episodes end to test anything. PPO begins with the rollouts of phase 1, one after
+   the other, so that no episode is lost.
 
 Everything else is ppo_vanilla.py: `diff ppo_vanilla.py ppo_metairn.py` shows all that this file adds.
 
@@ -558,7 +559,9 @@ def main(args):
                 helps = state.test["evidence"] > needed
                 needless = state.test["ppo_evidence"] > PPO_EVIDENCE  # PPO learns from the reward as it is
                 steps = run.global_step + run.batch_size  # of the frozen policy, so far
-                rate = (held.dones.sum() + args.num_envs) / steps  # episodes a step, if the running ones ended now
+                rate = (
+                    held.dones.sum() / steps if args.irn == "redistribution" else 1
+                )  # of whole episodes, to attend to
                 over = steps + run.batch_size > args.held_steps or rate * args.held_steps < EPISODES
                 if not helps:  # a network that went astray is not carried along
                     eta.data.copy_(initial_eta)
