@@ -6,10 +6,9 @@ every episode the intrinsic reward sums to 0. A run has two phases.
 1. The policy is frozen, and the IRN learns from its episodes by the meta-gradient: PPO takes a few look-ahead steps on
    the redistributed reward of some episodes, and the IRN is changed so that other episodes would gain by them. After
    each rollout the gain is tested on episodes that were not used for learning.
-2. As soon as the test shows that the redistributed reward helps, the IRN is fixed and PPO learns from the redistributed
-   reward. It learns from the environment's own reward if nothing has been shown within --held-steps, if PPO is shown to
-   gain by that reward, or if too few episodes end to test anything. PPO begins with the rollouts of phase 1, one after
-   the other, so that no episode is lost.
+2. As soon as the test shows that the redistributed reward helps, the IRN is fixed and PPO learns from that reward. If
+   phase 1 ends without it, PPO learns from the environment's own reward. Either way it begins with the rollouts of
+   phase 1, one after the other, so that no episode is lost.
 
 Everything else is ppo_vanilla.py: `diff ppo_vanilla.py ppo_metairn.py` shows all that this file adds.
 
@@ -103,7 +102,9 @@ class Args:
     # The intrinsic reward
     irn: Literal["redistribution", "kernel"] = "redistribution"  # attention over the episode, or elapsed time alone
     irn_from: str | None = None  # take this network (a run folder or an irn.pt) as it is; {seed} stands for the seed
-    held_steps: int | None = None  # freeze the policy so long at most; None: a fifth of the run, or eight rollouts
+    held_steps: int | None = (
+        None  # freeze the policy so long at most; None: a fifth of the run, or less if no credit shows
+    )
     meta_learning_rate: float = 1e-2  # Adam's step size for the intrinsic reward network; 0: it stays untrained
     intrinsic_coef: float = 1.0  # weight of the intrinsic reward in the reward that PPO learns from
 
@@ -420,14 +421,15 @@ def ppo_update(actor, critic, theta, phi, adam, batch, lr, args, step=minibatch_
 
 
 # Of phase 1, in which the policy is frozen
-EPISODES = 40  # before anything is learned, and half as many environments: from fewer, the test would be unreliable
+EPISODES = 40  # before anything is learned, in at least half as many parts: from fewer, the test would be unreliable
 META_STEPS = 40  # after each rollout
 LOOK_AHEAD_STEPS, LOOK_AHEAD_LR = 8, 1e-2  # about as far as one of PPO's updates
 STRETCH = 5  # at most so many consecutive time steps share a look-ahead
 EVIDENCE = 8.0  # the mean gain on test episodes, in standard errors, from which on the reward is known to help
 MARGIN = 4.0  # and at least so many times the gain of PPO on the environment's own reward (plus one standard error)
-PPO_EVIDENCE = 3.0  # from this gain of PPO on the environment's own reward on, no other reward is looked for
-HELD_ROLLOUTS = 8  # so many at most, unless --held-steps says otherwise
+# Without --held-steps, phase 1 ends early
+PPO_EVIDENCE = 3.0  # from this gain of PPO on the environment's own reward on
+MANY_EPISODES = 160  # after so many episodes
 
 
 def advantages_without_critic(irn, batch, args):
@@ -532,8 +534,10 @@ def main(args):
     initial_eta = eta.detach().clone()
     networks = nn.ModuleDict({"actor": actor, "critic": critic, "irn": irn})
     adam = {"actor": new_adam(theta), "critic": new_adam(phi)}
-    held = [] if args.held_steps else None  # rollouts of the frozen policy; None: the policy learns
-    used = math.nan if args.held_steps else 1  # 1: PPO learns from the redistributed reward, 0: from the environment's
+    held = None if args.held_steps == 0 else []  # rollouts of the frozen policy; None: the policy learns
+    used = (
+        1 if args.held_steps == 0 else math.nan
+    )  # 1: PPO learns from the redistributed reward, 0: from the environment's
     run = Run(args, envs, networks, device, adam=adam, held=held, used=used, first_update=0, test={}, credit=[])
     if args.evaluate:
         return run.report()
@@ -552,20 +556,21 @@ def main(args):
             if state.held is not None:
                 state.held.append(tuple(batch))
                 held = Batch(*(torch.cat(x, dim=1) for x in zip(*state.held, strict=True)))  # [T, all of them, ...]
-                if min(held.dones.sum(), 2 * held.dones.shape[1]) >= EPISODES:
-                    losses = learn_from_held(actor, irn, eta, held, args)
+                ended, steps, (T, n) = held.dones.sum().item(), run.global_step + run.batch_size, held.dones.shape
+                parts = next((k for k in range(1, T) if T % k == 0 and 2 * k * n >= EPISODES), T)
+                if ended >= max(EPISODES, parts * n):  # the parts of a rollout count as environments of their own
+                    losses = learn_from_held(actor, irn, eta, Batch(*(cut(x, T // parts) for x in held)), args)
                 state.test = {name: losses.get(name, math.nan) for name in ("evidence", "ppo_evidence")}
                 needed = max(EVIDENCE, MARGIN * (state.test["ppo_evidence"] + 1))
                 helps = state.test["evidence"] > needed
-                needless = state.test["ppo_evidence"] > PPO_EVIDENCE  # PPO learns from the reward as it is
-                steps = run.global_step + run.batch_size  # of the frozen policy, so far
-                rate = (
-                    held.dones.sum() / steps if args.irn == "redistribution" else 1
-                )  # of whole episodes, to attend to
-                over = steps + run.batch_size > args.held_steps or rate * args.held_steps < EPISODES
                 if not helps:  # a network that went astray is not carried along
                     eta.data.copy_(initial_eta)
-                if helps or needless or over:
+                limit = args.total_timesteps // 5 if args.held_steps is None else args.held_steps
+                over = steps + run.batch_size > limit
+                if args.held_steps is None:
+                    over |= ended / steps * limit < EPISODES  # too few will end
+                    over |= bool(losses) and (ended >= MANY_EPISODES or state.test["ppo_evidence"] > PPO_EVIDENCE)
+                if helps or over:
                     rollouts, state.held = [Batch(*x) for x in state.held], None
                     state.first_update, state.used = state.iteration, int(helps)
                     report_test(run, losses, needed)
@@ -596,14 +601,10 @@ def check_irn_args(args):
     """Fails, naming the option, on values of the intrinsic reward's options that no run could use."""
     check(args, "meta_learning_rate intrinsic_coef", lambda x: math.isfinite(x) and x >= 0, "be at least 0 and finite")
     check(args, "held_steps", lambda x: x >= 0, "be at least 0")
-    learns = args.meta_learning_rate > 0 and not args.irn_from
-    if args.held_steps is None:
-        few = min(args.total_timesteps // 5, HELD_ROLLOUTS * args.num_envs * args.num_steps)
-        args.held_steps = few if learns else 0
-    if args.held_steps and not learns:
-        fail("--held-steps needs a network that learns: --meta-learning-rate above 0 and no --irn-from")
-    if args.held_steps and args.num_envs < 6:
-        fail(f"--num-envs {args.num_envs}: phase 1 needs at least 6 environments; or leave it out by --held-steps 0")
+    if args.meta_learning_rate == 0 or args.irn_from:
+        if args.held_steps:
+            fail("--held-steps needs a network that learns: --meta-learning-rate above 0 and no --irn-from")
+        args.held_steps = 0
 
 
 def load_irn(path, irn, device):

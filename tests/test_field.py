@@ -295,16 +295,14 @@ def test_one_step_a_rollout_is_enough(script, cli):
     assert column(folder, "global_step") == [0, 40, 60]
 
 
-@pytest.mark.parametrize(
-    ("episode", "irn", "step"), [(4, "redistribution", 32), (99, "redistribution", 32), (99, "kernel", 96)]
-)
-def test_too_few_episodes_for_a_test_are_said_as_soon_as_that_is_sure(cli, capsys, monkeypatch, episode, irn, step):
-    """Three rollouts of 8 environments would have 24 episodes of 4 steps, one less than a test needs, and none of 99. A
-    kernel does not need whole episodes, so it does not count them before the end."""
+@pytest.mark.parametrize(("episode", "flags", "step"), [(4, [], 32), (99, [], 32), (99, ["--held-steps", 96], 96)])
+def test_too_few_episodes_for_a_test_are_said_as_soon_as_that_is_sure(cli, capsys, monkeypatch, episode, flags, step):
+    """The three rollouts that a fifth of the run has would hold 24 episodes of 4 steps, one less than a test needs, and
+    none of 99. With --held-steps that is waited for."""
     monkeypatch.setattr(ppo_metairn, "EPISODES", 25)
-    flags = ["--irn", irn, "--chain-length", episode, "--num-steps", 4, "--num-envs", 8, "--eval-every", 32]
-    rows = read_rows(cli(ppo_metairn, *flags, "--eval-episodes", 1, "--total-timesteps", 256, "--held-steps", 96))
+    flags = [*flags, "--chain-length", episode, "--num-steps", 4, "--num-envs", 8, "--eval-every", 32]
+    rows = read_rows(cli(ppo_metairn, *flags, "--eval-episodes", 1, "--total-timesteps", 480))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     assert line.startswith(f"step {step}:") and "too few" in line and not re.search(r"\binf|nan", line)
-    assert [row["intrinsic_used"] for row in rows] == ["nan"] * (step // 32) + ["0"] * (9 - step // 32)
+    assert [row["intrinsic_used"] for row in rows] == ["nan"] * (step // 32) + ["0"] * (16 - step // 32)
     assert {row[name] for row in rows for name in ("evidence", "ppo_evidence")} == {"nan"}

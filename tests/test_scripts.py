@@ -231,14 +231,21 @@ def constants(monkeypatch):
 
 
 # Evidence, that of PPO alone, rollouts until the policy moves, whether by the learned reward. Third, fourth: less than
-# four times what PPO alone may have, 1.1 + 1. Fifth: episodes gain by PPO as it is, so there is nothing to wait for.
-VERDICTS = [(7.9, 0, 4, False), (8.1, 1, 2, True), (8.1, 1.1, 4, False), (15, 2.9, 4, False), (15, 3.1, 2, False)]
+# four times what PPO alone may have, 1.1 + 1. Without --held-steps there are the same 128 steps, a fifth of the run,
+# and nothing to wait for once episodes gain by PPO as it is, or (last) once there are many.
+HELD_128 = [(7.9, 0, 4, False), (8.1, 1, 2, True), (8.1, 1.1, 4, False), (15, 3.1, 4, False)]
+HELD_DEFAULT = [(7.9, 0, 4, False), (8.1, 1, 2, True), (15, 2.9, 4, False), (15, 3.1, 2, False), (17, 3.1, 2, True)]
+VERDICTS = [(160, ["--held-steps", 128], *x) for x in HELD_128] + [(160, [], *x) for x in HELD_DEFAULT]
 
 
-@pytest.mark.parametrize(("evidence", "alone", "moves", "helps"), [*VERDICTS, (17, 3.1, 2, True)])
-def test_the_policy_is_frozen_until_there_is_evidence(cli, capsys, constants, evidence, alone, moves, helps):
-    """A rollout is 32 steps. The fourth ends the held steps; by the second there are enough episodes for a test. PPO
-    learns from each rollout once, from those of the frozen policy as well."""
+@pytest.mark.parametrize(
+    ("many", "flags", "evidence", "alone", "moves", "helps"), [*VERDICTS, (48, [], 7.9, 0, 3, False)]
+)
+def test_the_policy_is_frozen_until_there_is_evidence(
+    cli, capsys, constants, many, flags, evidence, alone, moves, helps
+):
+    """A rollout is 32 steps, 16 episodes; the second makes enough of them for a test. PPO learns from each rollout
+    once, from those of the frozen policy as well."""
     policies, acted, learned = [], [], []
     rollout, learn, update = ppo_metairn.rollout, ppo_metairn.learn_from_held, ppo_metairn.ppo_update
 
@@ -255,34 +262,59 @@ def test_the_policy_is_frozen_until_there_is_evidence(cli, capsys, constants, ev
     def told(*args):
         return learn(*args) | {"evidence": evidence, "ppo_evidence": alone}
 
-    constants(rollout=recorded_rollout, learn_from_held=told, ppo_update=recorded_update)
-    folder = cli(ppo_metairn, *HELD, "--total-timesteps", 256, "--held-steps", 128, "--learning-rate", 0.01)
+    constants(rollout=recorded_rollout, learn_from_held=told, ppo_update=recorded_update, MANY_EPISODES=many)
+    folder = cli(ppo_metairn, *HELD, "--total-timesteps", 640, *flags, "--learning-rate", 0.01)
     (line,) = [x for x in capsys.readouterr().out.splitlines() if f"step {32 * moves}:" in x]
     numbers = [float(x) for x in re.findall(r"\d+\.\d", line)]
     assert numbers == pytest.approx([evidence, alone, max(8, 4 * (alone + 1))])
     assert ("redistributed" in line) == helps
-    assert [torch.equal(x, policies[0]) for x in policies] == [True] * moves + [False] * (8 - moves)
+    assert [torch.equal(x, policies[0]) for x in policies] == [True] * moves + [False] * (20 - moves)
     assert_same(learned, acted)
-    updates = 9 - moves  # annealed from the first of them
+    updates = 21 - moves  # annealed from the first of them
     expected = [0.0] * (moves - 1) + [0.01 * (1 - i / updates) for i in range(updates)]
     events = EventAccumulator(str(folder)).Reload()
     assert [event.value for event in events.Scalars("charts/learning_rate")] == pytest.approx(expected)
     assert torch.load(folder / "irn.pt", weights_only=True)["parameters"]["query.bias"].any() == helps
     assert (column(folder, "intrinsic_std")[-1] > 0) == helps
-    assert [row["intrinsic_used"] for row in read_rows(folder)] == ["nan"] * moves + [str(int(helps))] * (9 - moves)
+    assert [row["intrinsic_used"] for row in read_rows(folder)] == ["nan"] * moves + [str(int(helps))] * (21 - moves)
     for name, value in (("evidence", evidence), ("ppo_evidence", alone)):
         logged = [(event.step, event.value) for event in events.Scalars(f"losses/{name}")]
         assert logged == [(32 * i, pytest.approx(value)) for i in range(2, moves + 1)]
-        assert column(folder, name)[2:] == [value] * 7
+        assert column(folder, name)[2:] == [value] * 19
 
 
-FROZEN = [(2_000, {}), (2_000, {"irn": "kernel"}), (0, {"irn_from": "x"}), (0, {"meta_learning_rate": 0.0})]
-FROZEN += [(300, {"held_steps": 300}), (0, {"held_steps": 0, "num_envs": 5}), (1_600, {"num_steps": 10})]
+@pytest.mark.parametrize(("episode", "shape"), [(2, (4, 10)), (4, (8, 10)), (8, (8, 20))])
+def test_rollouts_of_few_environments_are_cut_in_parts(cli, constants, episode, shape):
+    """At least 8 parts for 16 episodes. The 5 rollouts of 8 steps become 10 of 4 steps, which hold two episodes each;
+    of longer episodes there are enough only after two rollouts or four, which need no cut."""
+    acted, seen = [], []
+    rollout, learn = ppo_metairn.rollout, ppo_metairn.learn_from_held
+
+    def recorded_rollout(*args):
+        batch, *rest = rollout(*args)
+        acted.append(batch.obs)
+        return batch, *rest
+
+    def recorded_learning(actor, irn, eta, held, args):
+        seen.append(held)
+        return learn(actor, irn, eta, held, args)
+
+    constants(EPISODES=16, rollout=recorded_rollout, learn_from_held=recorded_learning)
+    flags = ["--chain-length", episode, "--num-envs", 5, "--num-minibatches", 1, "--num-steps", 8, "--eval-every", 160]
+    cli(ppo_metairn, *flags, "--total-timesteps", 160, "--held-steps", 160)
+    assert seen[0].obs.shape[:2] == shape
+    taken = torch.cat(acted[: shape[1] * shape[0] // 40], dim=1)  # [8, environments, obs_dim]
+    columns = [part for column in taken.unbind(1) for part in column.split(shape[0])]
+    assert_same(list(seen[0].obs.unbind(1)), columns)
+
+
+FROZEN = [(None, {}), (None, {"irn": "kernel"}), (0, {"irn_from": "x"}), (0, {"meta_learning_rate": 0.0})]
+FROZEN += [(300, {"held_steps": 300}), (0, {"held_steps": 0})]
 
 
 @pytest.mark.parametrize(("steps", "options"), FROZEN)
-def test_the_policy_is_frozen_for_a_fifth_of_the_run_or_eight_rollouts_where_the_network_learns(steps, options):
-    args = ppo_metairn.Args(total_timesteps=10_000, **{"num_steps": 50} | options)
+def test_the_policy_is_frozen_where_the_network_learns(steps, options):
+    args = ppo_metairn.Args(**options)
     ppo_metairn.check_irn_args(args)
     assert args.held_steps == steps
 
@@ -565,7 +597,6 @@ BAD += [(ppo_cln, "--intrinsic-coef 0", "both 0"), (ppo_cln, "--layer norm", "--
 BAD += [(ppo_lirpg, "--num-minibatches 1", "--num-minibatches must be at least 2")]
 BAD += [(ppo_metairn, f"--{x}", f"--{x.split('=')[0]} must") for x in ("intrinsic-coef=inf", "held-steps=-1")]
 BAD += [(ppo_metairn, f"--held-steps 9 {x}", "--held-steps needs") for x in ("--meta-learning-rate 0", "--irn-from x")]
-BAD += [(ppo_metairn, "--num-envs 5 --num-minibatches 5", "--num-envs 5: phase 1")]
 
 
 @pytest.mark.parametrize(("script", "flags", "named"), BAD)
