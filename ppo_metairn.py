@@ -427,9 +427,9 @@ LOOK_AHEAD_STEPS, LOOK_AHEAD_LR = 8, 1e-2  # about as far as one of PPO's update
 STRETCH = 5  # at most so many consecutive time steps share a look-ahead
 EVIDENCE = 8.0  # the mean gain on test episodes, in standard errors, from which on the reward is known to help
 MARGIN = 4.0  # and at least so many times the gain of PPO on the environment's own reward (plus one standard error)
-# Without --held-steps, phase 1 ends early
-PPO_EVIDENCE = 3.0  # from this gain of PPO on the environment's own reward on
-MANY_EPISODES = 160  # after so many episodes
+# Without --held-steps, phase 1 also ends
+PPO_EVIDENCE = 3.0  # if PPO gains so much by the environment's own reward, and half as much as by the redistributed
+MANY_EPISODES = 160  # if so many episodes have shown nothing
 
 
 def advantages_without_critic(irn, batch, args):
@@ -569,13 +569,15 @@ def main(args):
                 over = steps + run.batch_size > limit
                 if args.held_steps is None:
                     over |= ended / steps * limit < EPISODES  # too few will end
-                    over |= bool(losses) and (ended >= MANY_EPISODES or state.test["ppo_evidence"] > PPO_EVIDENCE)
+                    needless = state.test["ppo_evidence"] > max(PPO_EVIDENCE, state.test["evidence"] / 2)
+                    over |= bool(losses) and (needless or ended >= MANY_EPISODES)
                 if helps or over:
                     rollouts, state.held = [Batch(*x) for x in state.held], None
                     state.first_update, state.used = state.iteration, int(helps)
                     report_test(run, losses, needed)
 
-            # Phase 2: PPO on the redistributed reward. It begins with all rollouts of phase 1, one after the other
+            # Phase 2: PPO on the redistributed reward, beginning with the rollouts of phase 1, one after the other.
+            # From the second on they are a little off-policy: PPO takes each as if its policy had just acted
             if state.held is None:
                 done = (state.iteration - state.first_update) / (run.num_iterations - state.first_update)
                 lr = (1.0 - done if args.anneal_lr else 1.0) * args.learning_rate

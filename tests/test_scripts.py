@@ -232,9 +232,10 @@ def constants(monkeypatch):
 
 # Evidence, that of PPO alone, rollouts until the policy moves, whether by the learned reward. Third, fourth: less than
 # four times what PPO alone may have, 1.1 + 1. Without --held-steps there are the same 128 steps, a fifth of the run,
-# and nothing to wait for once episodes gain by PPO as it is, or (last) once there are many.
+# and nothing to wait for once episodes gain half as much by PPO as it is, or (last) once there are many.
 HELD_128 = [(7.9, 0, 4, False), (8.1, 1, 2, True), (8.1, 1.1, 4, False), (15, 3.1, 4, False)]
-HELD_DEFAULT = [(7.9, 0, 4, False), (8.1, 1, 2, True), (15, 2.9, 4, False), (15, 3.1, 2, False), (17, 3.1, 2, True)]
+HELD_DEFAULT = [(7.9, 0, 4, False), (8.1, 1, 2, True), (5, 2.9, 4, False), (6.1, 3.1, 2, False), (6.3, 3.1, 4, False)]
+HELD_DEFAULT += [(17, 3.1, 2, True)]
 VERDICTS = [(160, ["--held-steps", 128], *x) for x in HELD_128] + [(160, [], *x) for x in HELD_DEFAULT]
 
 
@@ -317,6 +318,15 @@ def test_the_policy_is_frozen_where_the_network_learns(steps, options):
     args = ppo_metairn.Args(**options)
     ppo_metairn.check_irn_args(args)
     assert args.held_steps == steps
+
+
+def test_where_too_few_episodes_end_the_run_is_ppos(cli):
+    """Phase 1 is one rollout then, and PPO learns from that as from all others."""
+    flags = ["--chain-length", 99, *HELD[2:], "--total-timesteps", 160]
+    ppo, metairn = [read_checkpoint(cli(script, *flags)) for script in (ppo_vanilla, ppo_metairn)]
+    for name in ("actor", "critic"):
+        assert_same(metairn["networks"][name], ppo["networks"][name])
+    assert_same(metairn["random"][0], ppo["random"][0])
 
 
 @pytest.mark.slow

@@ -27,8 +27,9 @@ HOPPER = "--normalize --reward-scale 1 --learning-rate 3e-4 --num-envs 1 --num-s
 HOPPER = f"--env-id Hopper-v5 {HOPPER} --num-minibatches 32 --update-epochs 10 --clip-coef 0.2"
 CARTPOLE = "--env-id CartPole-v1 --num-envs 8 --num-steps 256 --reward-delay 500 --reward-scale 0.01"
 TASKS = {"umbrella": ("", 20_000, 220_000), "hopper": (HOPPER, 2_048, 14_336)}  # options, few steps, many
-HELD = {f"hidden_{n}": (f"--hide-umbrella --chain-length {n}", 20 * n, 100 * n) for n in (50, 200, 500)}
-HELD["cartpole"] = (CARTPOLE, 2_048, 20_480)  # MetaIRN's frozen phase alone
+NOISE = "--hide-umbrella --env-id umbrella_env:UmbrellaLengthBsuite-v0"  # in which no credit is found
+HELD = {f"frozen_{n}": (f"{NOISE} --chain-length {n}", 20 * n, 100 * n) for n in (50, 200, 500)}
+HELD["frozen_cartpole"] = (CARTPOLE, 2_048, 20_480)  # MetaIRN's frozen phase alone
 NO_EVALUATION = "--eval-every 1000000000 --eval-episodes 1"
 SB3 = """
 import sys; sys.path.insert(0, {root!r})
