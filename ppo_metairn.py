@@ -12,7 +12,7 @@ every episode the intrinsic reward sums to 0. A run has two phases.
 
 Everything else is ppo_vanilla.py: `diff ppo_vanilla.py ppo_metairn.py` shows all that this file adds.
 
-    python ppo_metairn.py --seed 3                    # Umbrella Length 50, 100k steps: solved, in about 10 seconds
+    python ppo_metairn.py --seed 3                    # Umbrella Length 50, 100k steps: solved, in about 5 seconds
     python ppo_metairn.py --hide-umbrella --chain-length 200 --total-timesteps 200000          # PPO alone fails here
     python ppo_metairn.py --irn kernel --env-id Swimmer-v5 --normalize --reward-delay 20       # continuous control
     python ppo_metairn.py --resume runs/FOLDER        # continue a run that was stopped, with the same numbers

@@ -1,0 +1,28 @@
+"""How long the runs of the two methods took: wall-clock time of training and evaluations, of progress.csv.
+
+python results/cost/time.py runs/cost     # writes time.csv beside this file, from the runs of the studies below it
+"""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+HERE = Path(__file__).parent
+
+
+def main(runs):
+    rows = []
+    for folder in sorted(path for path in HERE.iterdir() if path.is_dir()):
+        seconds = {}
+        for arm in ("ppo", "metairn"):
+            paths = (Path(runs) / folder.name).glob(f"*__{arm}__*/progress.csv")
+            seconds[arm] = pd.Series([pd.read_csv(path)["wall_time"].iloc[-1] for path in paths])
+        row = {"env": folder.name, "runs": min(map(len, seconds.values()))}
+        row |= {arm: x.median() for arm, x in seconds.items()}
+        rows.append(row | {"ratio": row["metairn"] / row["ppo"]})
+    pd.DataFrame(rows).round(3).to_csv(HERE / "time.csv", index=False)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
