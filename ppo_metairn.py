@@ -582,10 +582,11 @@ def main(args):
                 done = (state.iteration - state.first_update) / (run.num_iterations - state.first_update)
                 lr = (1.0 - done if args.anneal_lr else 1.0) * args.learning_rate
                 for part in rollouts:
-                    with torch.no_grad():
-                        r_in, _ = irn(part.obs, part.actions, part.rewards, part.dones)  # [T, N]
-                    mixed = part._replace(rewards=part.rewards + args.intrinsic_coef * state.used * r_in)
-                    losses |= ppo_update(actor, critic, theta, phi, state.adam, mixed, lr, args)
+                    if state.used:
+                        with torch.no_grad():
+                            r_in, _ = irn(part.obs, part.actions, part.rewards, part.dones)  # [T, N]
+                        part = part._replace(rewards=part.rewards + args.intrinsic_coef * r_in)
+                    losses |= ppo_update(actor, critic, theta, phi, state.adam, part, lr, args)
 
             run.log(losses, episodes, lr)
             if run.evaluation_is_due():
