@@ -102,9 +102,7 @@ class Args:
     # The intrinsic reward
     irn: Literal["redistribution", "kernel"] = "redistribution"  # attention over the episode, or elapsed time alone
     irn_from: str | None = None  # take this network (a run folder or an irn.pt) as it is; {seed} stands for the seed
-    held_steps: int | None = (
-        None  # freeze the policy so long at most; None: a fifth of the run, or less if no credit shows
-    )
+    held_steps: int | None = None  # freeze the policy so long at most; None: a fifth of the run, less if nothing shows
     meta_learning_rate: float = 1e-2  # Adam's step size for the intrinsic reward network; 0: it stays untrained
     intrinsic_coef: float = 1.0  # weight of the intrinsic reward in the reward that PPO learns from
 

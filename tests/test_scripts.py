@@ -320,6 +320,13 @@ def test_the_policy_is_frozen_where_the_network_learns(steps, options):
     assert args.held_steps == steps
 
 
+def test_every_option_has_a_help_text(script):
+    """It is the comment on the option's line, which is lost where that line is too long for the formatter."""
+    source = (ROOT / f"{script.__name__}.py").read_text()
+    for name in script.Args.__dataclass_fields__:
+        assert re.search(rf"^    {name}: .+ = .+  # \w.+", source, re.MULTILINE), name
+
+
 def test_where_too_few_episodes_end_the_run_is_ppos(cli):
     """Phase 1 is one rollout then, and PPO learns from that as from all others."""
     flags = ["--chain-length", 99, *HELD[2:], "--total-timesteps", 160]

@@ -1,6 +1,8 @@
 """How long the runs of the two methods took: wall-clock time of training and evaluations, of progress.csv.
 
-python results/cost/time.py runs/cost     # writes time.csv beside this file, from the runs of the studies below it
+    python results/cost/time.py runs/cost     # writes time.csv beside this file
+
+The runs are those of the studies in the folders beside this file, in a folder each.
 """
 
 import sys
