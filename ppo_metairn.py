@@ -465,7 +465,7 @@ def look_ahead_gains(actor, irn, inner, outer, args):
 
     with torch.no_grad():
         features = [actor.net[:-1](cut(batch.obs)) for batch in (inner, outer)]  # [S, stretch * n, 64] each
-        scale = features[0].square().mean().sqrt()
+        scale = features[0].square().mean().sqrt().clamp_min(1e-8)  # 0 where all observations are 0
         features = [nn.functional.pad(x / scale, (0, 1), value=1.0) for x in features]  # [S, stretch * n, 65]
         weight, bias = actor.net[-1].parameters()
         start = torch.cat([weight.T * scale, bias[None]]).repeat(T // stretch, 1, 1)  # [S, 65, action_dim]
@@ -533,9 +533,7 @@ def main(args):
     networks = nn.ModuleDict({"actor": actor, "critic": critic, "irn": irn})
     adam = {"actor": new_adam(theta), "critic": new_adam(phi)}
     held = None if args.held_steps == 0 else []  # rollouts of the frozen policy; None: the policy learns
-    used = (
-        1 if args.held_steps == 0 else math.nan
-    )  # 1: PPO learns from the redistributed reward, 0: from the environment's
+    used = 1 if held is None else math.nan  # 1: PPO learns from the redistributed reward, 0: from the environment's
     run = Run(args, envs, networks, device, adam=adam, held=held, used=used, first_update=0, test={}, credit=[])
     if args.evaluate:
         return run.report()

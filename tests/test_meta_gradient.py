@@ -355,6 +355,15 @@ def test_look_ahead_gradient_against_finite_differences(float64, kind):
     assert torch.equal(theta.grad, torch.zeros_like(theta))  # the policy stays where it is
 
 
+def test_a_look_ahead_is_finite_where_all_observations_are_0():
+    args, actor, _, irn, batch = held_problem()
+    blind = batch._replace(obs=torch.zeros_like(batch.obs))
+    gains = m.look_ahead_gains(actor, irn, *split(blind, 6, 6), args)
+    gains.mean().backward()
+    assert gains.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in irn.parameters() if p.grad is not None)
+
+
 def test_the_credit_that_is_right_gains_and_no_other_does():
     """40 episodes of 50 steps to learn from, 40 to test. What a wrong credit gains is chance, a few standard errors."""
     args, actor, theta, irn, batch = held_problem(50, 80, ORACLE)
