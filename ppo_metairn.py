@@ -231,7 +231,7 @@ class IntrinsicRewardNetwork(nn.Module):
         episode, time = episodes_and_times(dones)  # [T, N]
         until = episodes_and_times(dones.roll(1, 0).flip(0))[1].flip(0)  # [T, N] steps to its end, seen backwards
         other = episode.T[:, :, None] != episode.T[:, None, :]  # [N, T, T] the steps belong to different episodes
-        mask = torch.zeros_like(other, dtype=rewards.dtype).masked_fill_(other, -math.inf)  # added to the scores
+        mask = torch.where(other, -math.inf, 0.0)  # added to the scores
         sharpness = ((time + until + 1).log() / math.log(10)).T.unsqueeze(-1)  # [N, T, 1] of the source's episode
         if self.config["kind"] == "redistribution":
             times = torch.stack([time, until], -1).log1p() / 3  # [T, N, 2] since its start, to its end
@@ -340,8 +340,8 @@ def policy_loss(new_logprobs, entropies, logprobs, advantages, clip_coef, ent_co
 
 
 def clip_grad_norm(grad, max_norm):  # shared
-    """grad [P] scaled to a norm of at most max_norm, as nn.utils.clip_grad_norm_ does but differentiable"""
-    return grad * (max_norm / (torch.linalg.vector_norm(grad) + 1e-6)).clamp(max=1.0)
+    """grad [..., P] scaled to norms of at most max_norm, as nn.utils.clip_grad_norm_ does but differentiable"""
+    return grad * (max_norm / (torch.linalg.vector_norm(grad, dim=-1, keepdim=True) + 1e-6)).clamp(max=1.0)
 
 
 def adam_step(theta, grad, adam, lr, beta1=0.9, beta2=0.999, eps=1e-5):  # shared
@@ -427,7 +427,7 @@ EVIDENCE = 8.0  # the mean gain on test episodes, in standard errors, from which
 MARGIN = 4.0  # and at least so many times the gain of PPO on the environment's own reward (plus one standard error)
 # Without --held-steps, phase 1 also ends
 PPO_EVIDENCE = 3.0  # if PPO gains so much by the environment's own reward, and half as much as by the redistributed
-MANY_EPISODES = 160  # if so many episodes have shown nothing
+MANY_EPISODES = 120  # if so many episodes have shown nothing
 
 
 def advantages_without_critic(irn, batch, args):
@@ -458,33 +458,35 @@ def look_ahead_gains(actor, irn, inner, outer, args):
     """
     T = len(inner.rewards)
     stretch = T if args.irn == "kernel" else max(n for n in range(1, STRETCH + 1) if T % n == 0)
-    vmap = torch.func.vmap
 
     def cut(x):  # [T, n, ...] -> [S, stretch * n, ...] for S stretches
         return x.unflatten(0, (-1, stretch)).flatten(1, 2)
+
+    def output(theta, features):  # the last layers': [S, P], [S, stretch * n, 65] -> [S, stretch * n, action_dim]
+        return (theta.unflatten(1, (-1, 65)) @ features.mT).mT  # five times as fast as features @ transposed weights
 
     with torch.no_grad():
         features = [actor.net[:-1](cut(batch.obs)) for batch in (inner, outer)]  # [S, stretch * n, 64] each
         scale = features[0].square().mean().sqrt().clamp_min(1e-8)  # 0 where all observations are 0
         features = [nn.functional.pad(x / scale, (0, 1), value=1.0) for x in features]  # [S, stretch * n, 65]
         weight, bias = actor.net[-1].parameters()
-        start = torch.cat([weight.T * scale, bias[None]]).repeat(T // stretch, 1, 1)  # [S, 65, action_dim]
+        start = torch.cat([weight * scale, bias[:, None]], 1).flatten().repeat(T // stretch, 1)  # [S, P]
         actions = cut(inner.actions), cut(outer.actions)
-        logprobs = [actor.log_prob(x @ start, a)[0] for x, a in zip(features, actions, strict=True)]
+        logprobs = [actor.log_prob(output(start, x), a)[0] for x, a in zip(features, actions, strict=True)]
 
     # PPO's steps on the inner episodes, one policy per stretch
     theta = start.requires_grad_()
     adam, advantages = new_adam(theta), cut(advantages_without_critic(irn, inner, args))
     if args.norm_adv:
-        advantages = vmap(normalize)(advantages)
+        advantages = torch.func.vmap(normalize)(advantages)
     for _ in range(LOOK_AHEAD_STEPS):
-        new_logprobs, entropies = actor.log_prob(features[0] @ theta, actions[0])
+        new_logprobs, entropies = actor.log_prob(output(theta, features[0]), actions[0])
         loss, _ = policy_loss(new_logprobs, entropies, logprobs[0], advantages, args.clip_coef, args.ent_coef)
         (grad,) = torch.autograd.grad(loss * len(theta), theta, create_graph=True)  # a mean over stretches made a sum
-        theta, adam = adam_step(theta, vmap(clip_grad_norm, (0, None))(grad, args.max_grad_norm), adam, LOOK_AHEAD_LR)
+        theta, adam = adam_step(theta, clip_grad_norm(grad, args.max_grad_norm), adam, LOOK_AHEAD_LR)
 
     # What these steps are worth to the outer episodes
-    ratio = (actor.log_prob(features[1] @ theta, actions[1])[0] - logprobs[1]).exp()  # [S, stretch * n_outer]
+    ratio = (actor.log_prob(output(theta, features[1]), actions[1])[0] - logprobs[1]).exp()  # [S, stretch * n_outer]
     gains = (ratio - 1) * cut(normalize(advantages_without_critic(irn, outer, args)))
     return gains.unflatten(1, (stretch, -1)).sum((0, 1))
 

@@ -257,8 +257,8 @@ def policy_loss(new_logprobs, entropies, logprobs, advantages, clip_coef, ent_co
 
 
 def clip_grad_norm(grad, max_norm):  # shared
-    """grad [P] scaled to a norm of at most max_norm, as nn.utils.clip_grad_norm_ does but differentiable"""
-    return grad * (max_norm / (torch.linalg.vector_norm(grad) + 1e-6)).clamp(max=1.0)
+    """grad [..., P] scaled to norms of at most max_norm, as nn.utils.clip_grad_norm_ does but differentiable"""
+    return grad * (max_norm / (torch.linalg.vector_norm(grad, dim=-1, keepdim=True) + 1e-6)).clamp(max=1.0)
 
 
 def adam_step(theta, grad, adam, lr, beta1=0.9, beta2=0.999, eps=1e-5):  # shared
