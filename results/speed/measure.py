@@ -137,9 +137,11 @@ def summarize(path):
         mine = mine.set_index("round")["cpu"]
         for name, other in (("before", f"before.{program}".replace(".compile", "")), ("ppo_vanilla", "ppo_vanilla")):
             theirs = data[(data["task"] == task) & (data["program"] == other)].set_index("round")["cpu"]
-            row[f"times_{name}"] = (mine / theirs).median()
+            row[f"times_{name}"] = (mine / theirs).dropna().median()
         rows.append(row)
     table = pd.DataFrame(rows)
+    # The frozen phase learns anew from all episodes so far, so a later step takes longer and start-up cannot be told
+    table.loc[table["task"].isin(HELD), "start_up_seconds"] = float("nan")
     # From how many steps on a run takes less time than PPO's in eager mode, start-up included
     ours = table[table["program"] == "ppo_vanilla"].set_index("task").reindex(table["task"]).reset_index()
     wait = table["start_up_seconds"] - ours["start_up_seconds"]
@@ -149,8 +151,11 @@ def summarize(path):
     heads = ["task", "program", "rounds", "steps per CPU second", "start-up, CPU s", "times before", "times PPO"]
     heads.append("faster than PPO from")
     lines = [heads, ["---"] * len(heads)]
-    for row in table.itertuples(index=False):
-        numbers = [f"{row[3]:,.0f}", f"{row[4]:.1f}", *("" if pd.isna(x) else f"{x:.2f}" for x in row[5:7])]
+    for row in table[~table["program"].str.startswith("before.")].itertuples(index=False):
+        numbers = [
+            f"{row[3]:,.0f}",
+            *("" if pd.isna(x) else f"{x:.{n}f}" for x, n in zip(row[4:7], (1, 2, 2), strict=True)),
+        ]
         numbers.append("" if pd.isna(row.faster_from) else f"{row.faster_from:,.0f} steps")
         lines.append([row.task, f"`{row.program}`", str(row.rounds), *numbers])
     path.with_name("table.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))

@@ -1,20 +1,20 @@
 """PPO with all seeds of a study in one process, by torch.func.vmap, against a process for each run -> seeds.csv.
 
-    python results/speed/seeds.py                     # each way once: 20 seeds, 100,000 steps, two processes at a time
+    python results/speed/seeds.py                     # each way three times: 20 seeds, two processes at a time
     python results/speed/seeds.py --train 10          # 10 seeds in this process; with --compile, as one machine code
 
 Networks, loss and Adam are those of ppo_vanilla.py, at its defaults, without evaluations.
 """
 
-import csv
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import pandas as pd
 import torch
 import tyro
 from torch.func import functional_call, vmap
@@ -29,6 +29,7 @@ class Args:
     seeds: int = 20  # runs of a study
     steps: int = 100_000  # environment steps of a run
     processes: int = 2  # how many work at a time
+    rounds: int = 3  # how often each way is measured; seeds.csv gets the medians
     train: int = 0  # train so many seeds in this process, and measure nothing
     compile: bool = False  # with --train: compile the update
 
@@ -37,11 +38,13 @@ def train(seeds, steps, compiled):
     """Trains `seeds` policies at once, S below. Returns the success of each in its last rollout, [S]."""
     args = ppo.Args(num_envs=20 * seeds, total_timesteps=steps * seeds)
     envs, device = ppo.set_up(args)
-    T, n, iterations = args.num_steps, args.num_envs, steps // (20 * args.num_steps)
+    n, iterations = args.num_envs, steps // (20 * args.num_steps)
     obs_dim, space = envs.single_observation_space.shape[0], envs.single_action_space
     actor, critic = ppo.Actor(obs_dim, space), ppo.Critic(obs_dim)
     pairs = [(ppo.Actor(obs_dim, space), ppo.Critic(obs_dim)) for _ in range(seeds)]
-    theta, phi = (torch.stack([torch.nn.utils.parameters_to_vector(x.parameters()) for x in y]) for y in zip(*pairs))
+    theta, phi = (
+        torch.stack([torch.nn.utils.parameters_to_vector(x.parameters()) for x in y]) for y in zip(*pairs, strict=True)
+    )
     theta, phi, step = theta.detach(), phi.detach(), torch.zeros(seeds)
     adam = [(torch.zeros_like(x), torch.zeros_like(x), step) for x in (theta, phi)]
 
@@ -84,7 +87,9 @@ def train(seeds, steps, compiled):
             values, next_values = (x.transpose(0, 1).flatten(1) for x in (values, next_values))  # [T, n]
             ends = batch.terminations, batch.dones
             advantages = ppo.compute_gae(batch.rewards, values, next_values, *ends, args.gamma, args.gae_lambda)
-            advantages, returns = (x.unflatten(1, (seeds, 20)).transpose(0, 1) for x in (advantages, advantages + values))
+            advantages, returns = (
+                x.unflatten(1, (seeds, 20)).transpose(0, 1) for x in (advantages, advantages + values)
+            )
             data = [x.transpose(1, 2) for x in (*mine[:2], logprobs, advantages, returns)]  # [S, 20, T, ...]
             for _ in range(args.update_epochs):
                 order = torch.rand(seeds, 20).argsort(1)
@@ -95,32 +100,34 @@ def train(seeds, steps, compiled):
     return (last > 0).double().mean(1)
 
 
+def measure(commands, processes):
+    """Wall-clock seconds until all commands have run, so many at a time."""
+    start, running = time.perf_counter(), []
+    for command in commands:
+        if len(running) == processes:
+            running.pop(0).wait()
+        running.append(subprocess.Popen([sys.executable, *map(str, command)], stderr=subprocess.DEVNULL))
+    assert not any(process.wait() for process in running)
+    return time.perf_counter() - start
+
+
 def main(args):
     if args.train:
         success = train(args.train, args.steps, args.compile)
-        return print("last rollout's share of positive returns:", " ".join(f"{x:.2f}" for x in success))
-    ways = {"process": [], "vmap": [], "vmap compiled": ["--compile"]}
-    with open(HERE / "seeds.csv", "a", newline="") as file, TemporaryDirectory() as folder:
-        writer = csv.writer(file)
-        if file.tell() == 0:
-            writer.writerow(["way", "seeds", "steps", "processes", "wall_seconds"])
-        for way, flags in ways.items():
-            if way == "process":
-                options = ["--total-timesteps", args.steps, "--eval-every", 10**9, "--eval-episodes", 1]
-                scripts = [["ppo_vanilla.py", *options, "--runs-dir", folder, "--seed", s] for s in range(args.seeds)]
-                commands = [[HERE.parent.parent / x[0], *x[1:]] for x in scripts]
-            else:
-                each = args.seeds // args.processes
-                commands = [[__file__, "--train", each, "--steps", args.steps, *flags]] * args.processes
-            start, running = time.perf_counter(), []
-            for command in commands:
-                if len(running) == args.processes:
-                    running.pop(0).wait()
-                running.append(subprocess.Popen([sys.executable, *map(str, command)], stderr=subprocess.DEVNULL))
-            for process in running:
-                process.wait()
-            writer.writerow([way, args.seeds, args.steps, args.processes, f"{time.perf_counter() - start:.1f}"])
-            file.flush()
+        print("last rollout's share of positive returns:", " ".join(f"{x:.2f}" for x in success))
+        return
+    seconds = {"process": [], "vmap": [], "vmap compiled": []}
+    for _ in range(args.rounds):
+        with TemporaryDirectory() as folder:
+            options = f"--total-timesteps {args.steps} --eval-every 1000000000 --eval-episodes 1".split()
+            script = [HERE.parent.parent / "ppo_vanilla.py", *options, "--runs-dir", folder]
+            commands = {"process": [[*script, "--seed", seed] for seed in range(args.seeds)]}
+            share = [__file__, "--train", args.seeds // args.processes, "--steps", args.steps]
+            commands |= {"vmap": [share] * args.processes, "vmap compiled": [[*share, "--compile"]] * args.processes}
+            for way in seconds:
+                seconds[way].append(measure(commands[way], args.processes))
+    rows = [{"way": way, **asdict(args), "wall_seconds": np.median(x).round(1)} for way, x in seconds.items()]
+    pd.DataFrame(rows).drop(columns=["train", "compile"]).to_csv(HERE / "seeds.csv", index=False)
 
 
 if __name__ == "__main__":
