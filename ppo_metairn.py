@@ -658,7 +658,8 @@ def log_credit(run, irn, batch):
     """Writes the network to irn.pt, and the weights [L, L] of environment 0's first episode to intrinsic.npz.
 
     Row: the step that is paid, column: the step whose reward it is. The file also holds the first row at every
-    evaluation. TensorBoard gets the weights as a picture, at most ten times a run.
+    evaluation. TensorBoard gets the weights as a picture, at most ten times a run. It has up to 50 x 50 blocks, each as
+    bright as the largest weight in it.
     """
     network = {"config": irn.config, "parameters": irn.state_dict()}
     write_atomically(run.folder / "irn.pt", lambda file: torch.save(network, file))
@@ -672,7 +673,10 @@ def log_credit(run, irn, batch):
     arrays = {"global_step": steps, "first_step_attention": first_rows, "attention_map": credit}
     write_atomically(run.folder / "intrinsic.npz", lambda file: np.savez_compressed(file, **arrays))
     if len(steps) % (1 + min(run.args.total_timesteps // run.args.eval_every, run.num_iterations) // 10) == 0:
-        image = np.kron(credit / credit.max(), np.ones((-(-200 // length),) * 2))  # at least 200 pixels wide and high
+        size = -(-length // 50)  # steps a block: one row of 500 would be too thin to be seen
+        blocks = np.pad(credit, (0, -length % size)).reshape(-(-length // size), size, -1, size).max((1, 3))
+        pixels = -(-200 // len(blocks))  # a block, so that the picture is at least 200 wide and high
+        image = np.kron(blocks / blocks.max(), np.ones((pixels, pixels)))
         run.writer.add_image("intrinsic/attention_map", image, run.global_step, dataformats="HW")
 
 

@@ -252,6 +252,20 @@ def test_what_is_logged_of_a_known_credit(tmp_path):
     np.testing.assert_array_equal(arrays["attention_map"], [[0.5] * 3, [0.25] * 3, [0.25] * 3])
 
 
+def test_the_picture_of_a_long_episode_has_blocks(tmp_path):
+    """120 steps, three a block. The first is paid alone, and its weights grow with the step whose reward it is."""
+    weights, zeros = torch.zeros(120, 120), torch.zeros(120, 1)
+    weights[0] = torch.arange(1, 121) / 120
+    irn = Mock(return_value=(zeros, weights.expand(1, 1, 120, 120)), config={}, state_dict=dict)
+    args = ppo_metairn.Args(total_timesteps=1, eval_every=1)
+    state, writer = SimpleNamespace(credit=[]), Mock()
+    run = SimpleNamespace(state=state, folder=tmp_path, args=args, writer=writer, num_iterations=1, global_step=1)
+    ppo_metairn.log_credit(run, irn, ppo_metairn.Batch(*[zeros] * 6))
+    expected = np.zeros((40, 40))
+    expected[0] = np.arange(3, 121, 3) / 120
+    np.testing.assert_allclose(writer.add_image.call_args.args[1], np.kron(expected, np.ones((5, 5))), rtol=1e-6)
+
+
 NETWORKS = [*(("oracle", 0.9999, length) for length in (2, 10, 200)), ("irn", 0.9, 10), ("irn", 0.9, 200)]
 
 
