@@ -170,11 +170,13 @@ def store(runs, out):
     evaluations, settings, left_out = collect(runs)
     new, tables = set(settings), {"evaluations.csv.gz": evaluations, "left_out.csv": left_out}
     if Path(runs, "invocations.csv").exists():
-        tables["invocations.csv"] = pd.read_csv(Path(runs, "invocations.csv")).assign(arms=" ".join(sorted(new)))
+        table = pd.read_csv(Path(runs, "invocations.csv"), dtype=str)  # a commit may look like a number: 9048e84
+        tables["invocations.csv"] = table.assign(arms=" ".join(sorted(new)))
     if (out / "settings.json").exists():
         settings = json.loads((out / "settings.json").read_text()) | settings
         for name in [name for name in tables if (out / name).exists()]:
-            old, column = pd.read_csv(out / name), "arms" if name == "invocations.csv" else "arm"
+            column, kind = ("arms", str) if name == "invocations.csv" else ("arm", None)
+            old = pd.read_csv(out / name, dtype=kind)
             old[column] = [" ".join(arm for arm in arms.split() if arm not in new) for arms in old[column]]
             tables[name] = pd.concat([old[old[column] != ""], tables[name]])
     evaluations = tables["evaluations.csv.gz"].dropna(axis=1, how="all")

@@ -316,8 +316,8 @@ def test_new_runs_replace_all_of_their_arms_and_no_others(tmp_path):
     write_runs(first, "a", 5, SEEDS, [0, 4, 4], gamma=0.5)
     write_runs(second, "a", 5, (11, 12, 13), [0, 6, 6], gamma=0.9)
     (first / "runs" / "planned").write_text("a 5 4\nppo 5 4\n")
-    (first / "runs" / "invocations.csv").write_text("commit,seconds\naaa,7\n")
-    (second / "runs" / "invocations.csv").write_text("commit,torch,seconds\nbbb,2.0,8\n")
+    (first / "runs" / "invocations.csv").write_text("commit,seconds\n9048e84,7\n")
+    (second / "runs" / "invocations.csv").write_text("commit,torch,seconds\n0123456,2.0,8\n")
     plot(first, out=out)
     table, text = plot(second, out=out)
     assert table[["mean_return", "runs_expected"]].T.to_dict("list") == {"ppo": [2, 4], "a": [6, 3]}
@@ -327,8 +327,8 @@ def test_new_runs_replace_all_of_their_arms_and_no_others(tmp_path):
     assert {arm: options.get("gamma") for arm, options in settings.items()} == {"ppo": None, "a": 0.9}
     assert "`ppo`, L = 5: 1 left out" in text
     assert "`a`, L = 5" not in text
-    rows = pd.read_csv(out / "invocations.csv")
-    assert rows[["arms", "commit", "seconds"]].to_numpy().tolist() == [["ppo", "aaa", 7], ["a", "bbb", 8]]
+    rows = pd.read_csv(out / "invocations.csv", dtype=str)  # commits that look like numbers
+    assert rows[["arms", "commit", "seconds"]].to_numpy().tolist() == [["ppo", "9048e84", "7"], ["a", "0123456", "8"]]
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     plot(second, out=out)  # once more: nothing new
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
