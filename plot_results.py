@@ -71,6 +71,7 @@ BASES = "ppo", "ppo.tpe", "delayed"  # what is PPO in a study: the first that it
 RESAMPLES, CURVE_RESAMPLES = 20_000, 1_000
 SOLVED, LAST = 0.95, 3  # success rate; evaluations in the final return: one alone is noisy
 RUN, MEASURES = ["arm", "length", "seed"], ["eval_return", "eval_success", "evidence", "intrinsic_used", "rho"]
+TEXT = {"arm": str}  # an arm's name may look like a number: 1e-3
 DIFFER = {"exp_name", "seed", "chain_length", "num_steps", "runs_dir", "resume", "evaluate", "cuda", "track"}
 
 
@@ -170,13 +171,13 @@ def store(runs, out):
     evaluations, settings, left_out = collect(runs)
     new, tables = set(settings), {"evaluations.csv.gz": evaluations, "left_out.csv": left_out}
     if Path(runs, "invocations.csv").exists():
-        table = pd.read_csv(Path(runs, "invocations.csv"), dtype=str)  # a commit may look like a number: 9048e84
+        table = pd.read_csv(Path(runs, "invocations.csv"), dtype=str)  # a commit may look like one: 9048e84
         tables["invocations.csv"] = table.assign(arms=" ".join(sorted(new)))
     if (out / "settings.json").exists():
         settings = json.loads((out / "settings.json").read_text()) | settings
         for name in [name for name in tables if (out / name).exists()]:
-            column, kind = ("arms", str) if name == "invocations.csv" else ("arm", None)
-            old = pd.read_csv(out / name, dtype=kind)
+            column, kinds = ("arms", str) if name == "invocations.csv" else ("arm", TEXT)
+            old = pd.read_csv(out / name, dtype=kinds)
             old[column] = [" ".join(arm for arm in arms.split() if arm not in new) for arms in old[column]]
             tables[name] = pd.concat([old[old[column] != ""], tables[name]])
     evaluations = tables["evaluations.csv.gz"].dropna(axis=1, how="all")
@@ -199,8 +200,9 @@ def load(out):
     """Evaluations up to the smallest budget of all arms of a length; what to say of that; left-out runs; the task"""
     try:
         settings = json.loads((out / "settings.json").read_text())
-        evaluations = pd.read_csv(out / "evaluations.csv.gz", float_precision="round_trip")
-        left_out = pd.read_csv(out / "left_out.csv") if (out / "left_out.csv").exists() else pd.DataFrame(columns=RUN)
+        evaluations = pd.read_csv(out / "evaluations.csv.gz", dtype=TEXT, float_precision="round_trip")
+        path = out / "left_out.csv"
+        left_out = pd.read_csv(path, dtype=TEXT) if path.exists() else pd.DataFrame(columns=RUN)
     except (OSError, ValueError) as error:
         fail(f"{out} does not hold what an earlier call collected ({error}); collect runs with --runs RUNS_DIR")
     budgets, said = by_cell(evaluations, settings, "total_timesteps"), []
@@ -367,7 +369,7 @@ def tables(evaluations, said, left_out, env_id):
     known = env_id.startswith(UMBRELLA)
     table, rows = summarize(measure_runs(evaluations, known), left_out, known), []
     table = table.to_csv(index=False, float_format="%.6g")
-    for row in pd.read_csv(io.StringIO(table)).to_dict("records"):
+    for row in pd.read_csv(io.StringIO(table), dtype=TEXT).to_dict("records"):
         of_all, arm = row["length"] == "all", row["arm"]
         cells = {"L": row["length"]} if known else {}
         cells[""] = f"{full_name(arm, known)} (`{arm}`)" if arm in ARMS else f"`{arm}`"
@@ -449,7 +451,7 @@ def plot_learning(evaluations, env_id):
 
 def row_of(path, **where):
     """The one row of a CSV file in results/ in which these columns have these values"""
-    table = pd.read_csv(ROOT / "results" / path)
+    table = pd.read_csv(ROOT / "results" / path, dtype=TEXT)
     table = table[(table[[*where]].astype(str) == [*map(str, where.values())]).all(axis=1)]
     assert len(table) == 1, f"{path}: {len(table)} rows with {where}"
     return table.iloc[0]

@@ -462,15 +462,16 @@ def look_ahead_gains(actor, irn, inner, outer, args):
     def cut(x):  # [T, n, ...] -> [S, stretch * n, ...] for S stretches
         return x.unflatten(0, (-1, stretch)).flatten(1, 2)
 
-    def output(theta, features):  # the last layers': [S, P], [S, stretch * n, 65] -> [S, stretch * n, action_dim]
-        return (theta.unflatten(1, (-1, 65)) @ features.mT).mT  # five times as fast as features @ transposed weights
+    def output(theta, features):  # of the last layers [S, P]: [S, stretch * n, 65] -> [S, stretch * n, action_dim]
+        return (theta.unflatten(1, (-1, features.shape[-1])) @ features.mT).mT  # faster than features @ weights
 
     with torch.no_grad():
         features = [actor.net[:-1](cut(batch.obs)) for batch in (inner, outer)]  # [S, stretch * n, 64] each
         scale = features[0].square().mean().sqrt().clamp_min(1e-8)  # 0 where all observations are 0
         features = [nn.functional.pad(x / scale, (0, 1), value=1.0) for x in features]  # [S, stretch * n, 65]
         weight, bias = actor.net[-1].parameters()
-        start = torch.cat([weight * scale, bias[:, None]], 1).flatten().repeat(T // stretch, 1)  # [S, P]
+        start = torch.cat([weight * scale, bias[:, None]], 1).flatten()  # [P], action_dim * 65
+        start = start.repeat(T // stretch, 1)  # [S, P]
         actions = cut(inner.actions), cut(outer.actions)
         logprobs = [actor.log_prob(output(start, x), a)[0] for x, a in zip(features, actions, strict=True)]
 

@@ -48,7 +48,7 @@ def plot(folder, index="arm", out=None):
     """Collects folder/runs into folder/out, or into `out` -> table.csv, by arm or by length and arm, and table.md"""
     out = out or folder / "out"
     plot_results.main(plot_results.Args(runs=str(folder / "runs"), out=str(out)))
-    return pd.read_csv(out / "table.csv").set_index(index), (out / "table.md").read_text()
+    return pd.read_csv(out / "table.csv", dtype={"arm": str}).set_index(index), (out / "table.md").read_text()
 
 
 def plot_any_env(folder, env_id="Some-v5", **arms):
@@ -308,6 +308,16 @@ def test_settings_may_differ_by_length_and_arm(tmp_path, capsys):
     assert table["mean_return"].to_dict() == {"Hopper-v4": 2, "Swimmer-v4": 5}
     with pytest.raises(SystemExit):
         plot_any_env(tmp_path / "2", "Ant-v4", x=constant(4, 5, 6))
+
+
+def test_an_arm_may_have_a_name_that_looks_like_a_number(tmp_path):
+    for arm in ("1e-3", "007"):
+        write_runs(tmp_path, arm, 5, SEEDS, [0, 2, 2])
+    (tmp_path / "runs" / "planned").write_text("007 5 4\n")
+    for _ in range(2):  # the second time beside what the first has stored
+        table, text = plot(tmp_path)
+        assert table["runs_expected"].to_dict() == {"007": 4, "1e-3": 3}
+        assert "`007`" in text
 
 
 def test_new_runs_replace_all_of_their_arms_and_no_others(tmp_path):

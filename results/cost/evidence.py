@@ -1,6 +1,6 @@
 """Could the test see credit where MetaIRN finds none? Evidence of perfect and of learned credit -> evidence.csv.
 
-    python results/cost/evidence.py       # beside this file; about 3 minutes
+    pip install -r requirements-mujoco.txt && python results/cost/evidence.py       # about 3 minutes
 
 Rollouts of an untouched policy, as in phase 1 of ppo_metairn.py: in bsuite's noise at L = 20, and on HalfCheetah with
 rewards that are paid every 20 steps, where perfect credit pays each reward to the 20 steps that have earned it.

@@ -9,6 +9,7 @@ Networks, loss and Adam are those of ppo_vanilla.py, at its defaults, without ev
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -102,12 +103,13 @@ def train(seeds, steps, compiled):
 
 def measure(commands, processes):
     """Wall-clock seconds until all commands have run, so many at a time."""
-    start, running = time.perf_counter(), []
-    for command in commands:
-        if len(running) == processes:
-            running.pop(0).wait()
-        running.append(subprocess.Popen([sys.executable, *map(str, command)], stderr=subprocess.DEVNULL))
-    assert not any(process.wait() for process in running)
+    start = time.perf_counter()
+
+    def run(command):
+        subprocess.run([sys.executable, *map(str, command)], stderr=subprocess.DEVNULL, check=True)
+
+    with ThreadPoolExecutor(processes) as pool:
+        list(pool.map(run, commands))  # raises what a run has raised
     return time.perf_counter() - start
 
 
