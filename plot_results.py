@@ -392,10 +392,10 @@ def tables(evaluations, said, left_out, env_id):
 
 def plot(title, xlabel, ylabel, lines, known, **look):
     """A figure of lines with bands, {arm: (x, [y, low, high])}; arms without a name of their own differ as well"""
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
-    plt.switch_backend("Agg")
-    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")  # not by pyplot, which would keep it
+    axis = figure.subplots()
     for arm, (x, (y, low, high)) in lines.items():
         i = [*(a for a in lines if a not in ARMS), arm].index(arm)
         other = arm, [SKY, ORANGE, GREEN, PINK, GREY][i % 5], "ov^sD<>"[i % 7], ["-", "--", ":"][i % 3]

@@ -418,7 +418,6 @@ def test_steps_to_95_by_length(tmp_path):
     assert {(2, 5_000), (2, 10_000), (5, 10_000), (5, top), (10, top)} == set(map(tuple, band))
     assert axis.get_xticks().tolist() == [2, 5, 10]
     assert max(axis.get_yticks()) <= 10_000  # above stands "never"
-    plt.close("all")
 
 
 def test_curves():
@@ -428,7 +427,6 @@ def test_curves():
     assert axis.lines[0].get_label() == "x"
     band = axis.collections[0].get_paths()[0].vertices
     assert {(0, 0), (1, 1), (1, 3), (0, 2)} == set(map(tuple, band))
-    plt.close("all")
 
 
 def test_an_arm_looks_the_same_in_all_figures():
@@ -445,7 +443,6 @@ def test_an_arm_looks_the_same_in_all_figures():
     assert len({every[arm] for arm in together}) == len(together)
     assert len({every[arm] for arm in set(every) - {"ppo", "oracle"}}) == len(every) - 2
     assert len(set(looks(*"abcdefghijkl").values())) == 12  # arms without a name
-    plt.close("all")
 
 
 def test_lengths_of_one_arm_alone_are_in_no_figure():
