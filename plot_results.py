@@ -43,6 +43,8 @@ ARMS = {  # full name, colour, marker, line: the same in all figures, and in thi
     "ppo": ("PPO, tuned by hand", BLUE, "o", "-"),
     "ppo.tpe": ("PPO, tuned by TPE", BLUE, "s", "--"),
     "delayed": ("PPO", BLUE, "o", "-"),
+    "tuned": ("PPO, tuned for the delay", BLUE, "s", "--"),
+    "tuned.halfcheetah": ("PPO, tuned for the delay", BLUE, "s", "--"),
     "same": ("PPO with LIRPG's settings", BLUE, "v", ":"),
     "bonus": ("PPO, constant bonus", BLUE, "<", "-."),
     "norm": ("PPO, layer norm", SKY, "s", "--"),
