@@ -43,8 +43,8 @@ ARMS = {  # full name, colour, marker, line: the same in all figures, and in thi
     "ppo": ("PPO, tuned by hand", BLUE, "o", "-"),
     "ppo.tpe": ("PPO, tuned by TPE", BLUE, "s", "--"),
     "delayed": ("PPO", BLUE, "o", "-"),
-    "tuned": ("PPO, tuned for the delay", BLUE, "s", "--"),
-    "tuned.halfcheetah": ("PPO, tuned for the delay", BLUE, "s", "--"),
+    "tuned": ("PPO, tuned for the delay", BLUE, "^", "--"),
+    "tuned.halfcheetah": ("PPO, tuned for the delay", BLUE, ">", "--"),
     "same": ("PPO with LIRPG's settings", BLUE, "v", ":"),
     "bonus": ("PPO, constant bonus", BLUE, "<", "-."),
     "norm": ("PPO, layer norm", SKY, "s", "--"),
@@ -459,10 +459,10 @@ def row_of(path, **where):
     return table.iloc[0]
 
 
-def better(folder, arm, other, name="mean_return"):
-    """The probability that a run of `arm` is better than one of `other`, with its interval"""
+def better(folder, arm, other, name="mean_return", length=0):
+    """The probability that a run of `arm` is better than one of `other`, with its interval; of one episode length"""
     evaluations, _, _, env_id = load(ROOT / "results" / folder)
-    runs = measure_runs(evaluations, env_id.startswith(UMBRELLA))
+    runs = measure_runs(evaluations[evaluations["length"] == length], env_id.startswith(UMBRELLA))
     scores = {x: runs[runs["arm"] == x][[name]].to_numpy() for x in (arm, other)}
     return interval_text(compare(scores, other, None)[arm], "_better")
 
