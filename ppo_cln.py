@@ -7,9 +7,9 @@ the *extrinsic* objective reaches eta through gain and bias, and a regression ke
 extrinsic reward. In the policy iterations eta stays, and PPO learns from r_in. There the same noise is added to eta in
 the policy and in the reward, which teaches the policy how to change when eta does.
 
---terms none --noise 0 --layer none leaves the regression alone: a reward for each step that is learned from sums.
+--terms none --noise 0 --layer none leaves only the regression: a reward for each step that is learned from sums.
 
-Everything else is ppo_vanilla.py: `diff ppo_vanilla.py ppo_cln.py` shows all that this file adds.
+Everything else is ppo_vanilla.py, without --compile and --live-bonus: `diff ppo_vanilla.py ppo_cln.py` shows it.
 
     python ppo_cln.py --env-id Hopper-v5 --normalize --reward-scale 1 --learning-rate 3e-4 --num-envs 1 \\
         --num-steps 2048 --segment-length 1 --num-minibatches 32 --update-epochs 10 --clip-coef 0.2 \\
@@ -94,14 +94,14 @@ class Args:
     reward_scale: float = 0.1  # PPO learns from rewards times this, so that returns are near 1 (logs are not scaled)
 
     # The intrinsic reward
-    layer: Literal["cln", "norm", "none"] = "cln"  # the policy's last hidden layer; norm: of free gain and bias
-    terms: Literal["15", "15,10,11", "10", "11", "none"] = "15"  # which parts of the extrinsic gradient eta follows
+    layer: Literal["cln", "norm", "none"] = "cln"  # policy's layer norm: gain and bias of eta (cln), free (norm)
+    terms: Literal["15", "15,10,11", "10", "11", "none"] = "15"  # eta follows eq. 15, or also 10 and 11, or one of them
     meta_learning_rate: float = 1e-3  # Adam's step size for the reward; 0: it stays, there are no reward iterations
-    meta_epochs: int = 1  # passes over a rollout in the reward iterations
+    meta_epochs: int = 1  # N_r, the reward iterations, is this times num_minibatches
     meta_coef: float = 10.0  # lambda: weight of the extrinsic gradient (--terms) against that of the regression
     noise: float = 0.01  # standard deviation of what is added to each number of eta; one draw a minibatch
     eta_scale: float = 100.0  # eta times this enters the layer; times --noise about 1, so that the layer can see noise
-    reg_length: int = 32  # K: the regression sums rewards over at most this many steps of one episode
+    reg_length: int = 32  # K: steps of an episode over which the regression sums; a multiple of reward_delay
     reg_batch: int = 16  # sums in one reward iteration
     data_rollouts: int = 10  # the regression's data are the last so many rollouts
     intrinsic_coef: float = 1.0  # weight of the intrinsic advantage in the advantage that PPO learns from
@@ -396,7 +396,8 @@ def extrinsic_loss(actor, theta, adam, eta, mb, next_mb, lr, args):
 
     15: PPO's loss of the extrinsic advantage on mb at pi(a|s, eta), theta constant; the graph passes through the layer.
     With 10 or 11 it is the loss on next_mb at theta', PPO's step from theta on mb. 10: through the policy in that step.
-    11: through the intrinsic advantages in it, as in LIRPG. 15 is then eq. 9: through the policy at theta'.
+    11: through the intrinsic advantages in it, as in LIRPG, but to the reward's last layer alone: phi follows only the
+    regression. 15 is then eq. 9: through the policy at theta'.
     mb, next_mb: obs, actions, logprobs, ext_advantages, and with 10 or 11 also G and B; theta [P]; adam: its state.
     """
     eta_of = {term: eta if term in args.terms.split(",") else eta.detach() for term in ("15", "10", "11")}
@@ -447,7 +448,10 @@ def whole_segments(numbers, dones, length):
 
 
 def regression_loss(irn, obs, actions, rewards, mask):
-    """Squared difference of segments' sums of r and of r_in, over K (Zhang et al., eq. 21). obs [n, K, obs_dim], ..."""
+    """Squared difference of segments' sums of r and of r_in (Zhang et al., eq. 21). obs [n, K, obs_dim], others [n, K]
+
+    It is divided by K, the length of the longest segment, which the paper does not do.
+    """
     return ((rewards - irn(obs, actions)) * mask).sum(1).square().mean() / mask.shape[1]
 
 
@@ -456,7 +460,8 @@ def cln_update(networks, parameters, adam, held, batch, frac, args):
 
     networks: actor, critic (of r_in), extrinsic critic, intrinsic reward network; parameters: their vectors [P]; adam:
     {name: state}; held: the data set D_r, (obs, actions, rewards, step numbers, dones) of the last rollouts; frac: what
-    is left of the learning rates. Returns what is to be logged, means over all minibatches.
+    is left of the learning rates. Returns what is to be logged, means over all minibatches. Unlike the paper's, the
+    reward's gradient is limited, as the others are, and phi and eta share the limit.
     """
     actor, critic, ext_critic, irn = networks.values()
     theta, critic_vector, ext_critic_vector, phi_and_eta = parameters
@@ -478,7 +483,8 @@ def cln_update(networks, parameters, adam, held, batch, frac, args):
     data_set = [*(x.flatten(0, 1)[index] for x in data_set), mask]  # obs, actions, rewards, mask: [n, K, ...] each
     data = pieces(batch.obs, batch.actions, logprobs, ext_advantages)
     meta_stats = []  # one row [4] per minibatch
-    for _ in range(args.meta_epochs if args.meta_learning_rate else 0):
+    learns = args.meta_learning_rate and (args.terms != "none" or len(mask))  # at first, no segment may be whole
+    for _ in range(args.meta_epochs if learns else 0):
         minibatches = torch.randperm(len(data[0])).to(theta.device).chunk(args.num_minibatches)
         for mb, next_mb in zip(minibatches, minibatches[1:] + minibatches[:1], strict=True):
             meta_loss, meta_grad, reg_loss = torch.zeros(3, 1, device=theta.device)
@@ -488,13 +494,13 @@ def cln_update(networks, parameters, adam, held, batch, frac, args):
                 mbs = [[x[i] for x in data] for i in (mb, next_mb)]
                 meta_loss = extrinsic_loss(actor, theta, adam["actor"], noisy(irn.eta, args), *mbs, lr, args)
                 (meta_grad,) = torch.autograd.grad(args.meta_coef * meta_loss, irn.eta)
-            if len(mask):  # at first, no segment may be whole
+            if len(mask):
                 sample = torch.randint(len(mask), (args.reg_batch,)).to(theta.device)
                 reg_loss = regression_loss(irn, *(x[sample] for x in data_set))
                 reg_loss.backward()
             sizes = meta_grad.norm(), irn.eta.grad.norm()
             irn.eta.grad += meta_grad
-            # Adam's usual eps of 1e-5 is not small against the gradients of eq. 10 and 11
+            # PPO's eps of 1e-5 is not small against the gradients of eq. 10 and 11
             adam["irn"] = descend(phi_and_eta, adam["irn"], meta_lr, args.max_grad_norm, eps=1e-10)
             meta_stats.append(torch.stack([x.detach().squeeze() for x in (meta_loss, reg_loss, *sizes)]))
 
@@ -521,7 +527,7 @@ def cln_update(networks, parameters, adam, held, batch, frac, args):
             adam["critic"] = descend(critic_vector, adam["critic"], lr, args.max_grad_norm)
             adam["ext_critic"] = descend(ext_critic_vector, adam["ext_critic"], lr, args.max_grad_norm)
             stats.append(torch.cat([mb_stats, torch.stack([v_loss, ext_v_loss]).detach()]))
-        if args.target_kl is not None and mb_stats[3] > args.target_kl:
+        if args.target_kl is not None and mb_stats[3] > args.target_kl:  # the noise and the change of eta count too
             break
     names = ["policy_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "value_loss", "ext_value_loss"]
     losses = dict(zip(names, torch.stack(stats).mean(0).tolist(), strict=True))
@@ -538,7 +544,8 @@ def describe_reward(networks, batch, args):
     """What progress.csv tells of the reward on a rollout.
 
     rho: when eta changes, does the policy change as the reward's advantages do? The correlation, over steps, of
-    log pi(a|s, eta + v) - log pi(a|s, eta) and G v; mean of 16 random v. It is 0 for a policy that ignores the reward.
+    log pi(a|s, eta + v) - log pi(a|s, eta) and G v; mean of 16 random v. It is near 0 for a policy that changes in
+    other ways, and nan for one that does not depend on eta.
     """
     actor, irn = networks["actor"], networks["irn"]
     zeros = torch.zeros_like(batch.rewards)
@@ -599,8 +606,14 @@ def check_irn_args(args):
     check(args, "meta_epochs reg_length reg_batch data_rollouts", lambda x: x >= 1, "be at least 1")
     if args.intrinsic_coef == args.extrinsic_coef == 0:
         fail("--intrinsic-coef and --extrinsic-coef are both 0: PPO would have no reward to learn from")
-    if args.layer != "cln" and args.meta_learning_rate and args.terms in ("15", "10"):
+    if args.layer != "cln" and args.meta_learning_rate and args.terms not in ("11", "none"):
         fail(f"--layer {args.layer} does not depend on eta: --terms {args.terms} needs --layer cln")
+    if args.layer != "cln" and args.noise:
+        fail(f"--layer {args.layer} does not show the policy the noise in its reward: --noise must be 0")
+    if args.terms not in ("15", "none") and args.num_minibatches == 1:
+        fail(f"--num-minibatches must be at least 2 with --terms {args.terms}, which needs one after PPO's step")
+    if args.reg_length % args.reward_delay and args.meta_learning_rate:
+        fail("--reg-length must be a multiple of --reward-delay, so that its sums hold the rewards of their own steps")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

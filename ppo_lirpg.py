@@ -1,15 +1,17 @@
 """LIRPG: PPO with an intrinsic reward that is learned by the meta-gradient while the policy learns, in one file.
 
-PPO learns from the sum of extrinsic and intrinsic reward. Each minibatch has two steps. In the inner step, the policy
-takes PPO's step on the mixed reward. In the outer step, the intrinsic reward network is changed so that the *extrinsic*
-objective after the inner step would be higher. The gradient of the outer step passes through the inner one: through
-advantages, clipped loss, gradient limit and Adam. The outer objective has a critic of its own, of the extrinsic reward.
+PPO learns from the intrinsic reward, or from its sum with the extrinsic one. Each minibatch has two steps. In the inner
+step, the policy takes PPO's step on that reward. In the outer step, the intrinsic reward network is changed so that the
+*extrinsic* objective after the inner step would be higher. The gradient of the outer step passes through the inner one:
+through advantages, clipped loss, gradient limit and Adam. The outer objective has a critic of its own, of the extrinsic
+reward.
 
 --irn mlp: a reward of one step's observation and action (Zheng et al. 2018).
---irn attention: a reward from self-attention over the whole episode. With --outer-batch same this is SAIR (Jiang et al.
-2021) and MetaIRN as it was published (Link et al. 2025). The form of MetaIRN that works is in ppo_metairn.py.
+--irn attention: a reward from self-attention over the steps of an episode that the rollout holds. With --outer-batch
+same, and PPO's discount in the outer step, this is SAIR (Jiang et al. 2021) and MetaIRN as it was published (Link et
+al. 2025). The form of MetaIRN that works is in ppo_metairn.py.
 
-Everything else is ppo_vanilla.py: `diff ppo_vanilla.py ppo_lirpg.py` shows all that this file adds.
+Everything else is ppo_vanilla.py, without --live-bonus: `diff ppo_vanilla.py ppo_lirpg.py` shows it.
 
     python ppo_lirpg.py --env-id CartPole-v1 --reward-delay 500 --extrinsic-coef 0 --num-envs 8 --num-steps 256 \\
         --gamma 0.999 --gae-lambda 0.99 --learning-rate 7e-3 --update-epochs 10 --reward-scale 0.01 \\
@@ -17,8 +19,9 @@ Everything else is ppo_vanilla.py: `diff ppo_vanilla.py ppo_lirpg.py` shows all 
     python ppo_lirpg.py --env-id Hopper-v5 --reward-delay 20 --normalize --delay-normalized --reward-scale 1 \\
         --total-timesteps 1000000 --num-envs 1 --num-steps 2048 --segment-length 1 --num-minibatches 32 \\
         --update-epochs 10 --learning-rate 3e-4 --no-anneal-lr --clip-coef 0.2 \\
-        --compile                                     # LIRPG as its authors ran it; --compile halves its time
-    python ppo_lirpg.py --irn attention --outer-batch same             # MetaIRN as published
+        --compile                                     # with the settings of LIRPG's authors; --compile halves its time
+    python ppo_lirpg.py --irn attention --outer-batch same --outer-gamma 0.99 --outer-gae-lambda 0.95 \\
+        --intrinsic-coef 0.3                          # MetaIRN as published
     python ppo_lirpg.py --resume runs/FOLDER          # continue a run that was stopped, with the same numbers
 
 References, besides those of ppo_vanilla.py:
@@ -103,12 +106,12 @@ class Args:
     meta_learning_rate: float = 1e-4  # Adam's step size for the intrinsic reward network
     intrinsic_coef: float = 1.0  # weight of the intrinsic reward in the reward that PPO learns from
     # With irn mlp and continuous actions, None is what LIRPG's authors chose (Hwhitetooth/lirpg: baselines/ppo2)
-    extrinsic_coef: float | None = None  # weight of the extrinsic reward in that sum; None: 0 if continuous, else 1
-    tanh_reward: bool | None = None  # r_in is a tanh, and not small at first; None: for continuous actions
-    outer_batch: Literal["next", "same"] | None = None  # outer step's minibatch; None: same if continuous, else next
-    outer_gamma: float | None = None  # discount factor of the outer advantage; None: gamma if continuous, else 1
-    outer_gae_lambda: float | None = None  # lambda of the outer advantage; None: gae_lambda if continuous, else 1
-    joint_ext_critic: bool | None = None  # one Adam step for reward and extrinsic critic; None: for continuous actions
+    extrinsic_coef: float | None = None  # the extrinsic reward's; None: 0 if mlp and actions are continuous, else 1
+    tanh_reward: bool | None = None  # r_in is a tanh, and not small at first; None: if mlp and continuous
+    outer_batch: Literal["next", "same"] | None = None  # the outer step's; None: same if mlp and continuous, else next
+    outer_gamma: float | None = None  # discount of the outer advantage; None: gamma if mlp and continuous, else 1
+    outer_gae_lambda: float | None = None  # its lambda; None: gae_lambda if mlp and continuous, else 1
+    joint_ext_critic: bool | None = None  # reward and extrinsic critic: one Adam step, one rate; None: as tanh_reward
     compile: bool = False  # make machine code of the steps on a minibatch: long runs gain, short ones wait for it
 
 
@@ -200,7 +203,7 @@ def flat_parameters(module):  # shared
 
 
 class IntrinsicRewardNetwork(nn.Module):
-    """r_in for every step: from its observation and action (mlp), or from all that its episode holds (attention)."""
+    """r_in of each step: from its observation and action (mlp), or from its episode within the rollout (attention)."""
 
     def __init__(self, obs_dim, action_space, kind, dim=32, tanh=False):
         super().__init__()
@@ -233,7 +236,7 @@ class IntrinsicRewardNetwork(nn.Module):
 
 
 def episodes_and_times(dones):
-    """dones [T, N] -> for each step the number of its episode within the rollout, and the steps taken in it before."""
+    """dones [T, N] -> for each step, within the rollout: the number of its episode, and the steps before it in that."""
     episode = dones.cumsum(0) - dones
     step = torch.arange(len(dones), dtype=dones.dtype, device=dones.device).unsqueeze(-1)  # [T, 1]
     begins = torch.cat([torch.ones_like(dones[:1]), dones[:-1]])  # [T, N]
@@ -375,6 +378,8 @@ def inner_loss(actor, theta, obs, actions, logprobs, advantages, args):
 def inner_step(actor, theta, adam, obs, actions, logprobs, advantages, lr, args):
     """The step that ppo_vanilla.py takes, with its graph kept: theta' as a function of the advantages.
 
+    The graph passes through Adam's second moment. LIRPG's authors stop it there (Hwhitetooth/lirpg: ppo2.py), and the
+    difference is a tenth of a constant gradient's after 100 steps, and a hundredth later.
     theta [P]: the actor's parameters; adam: their Adam state. Returns theta', its state and statistics to log, [5].
     """
     loss, stats = inner_loss(actor, theta, obs, actions, logprobs, advantages, args)
@@ -430,7 +435,7 @@ def critic_loss(critic, ext_critic, obs, returns, ext_returns, args):
 
 
 def meta_eps(args):
-    """Adam's eps of the outer step: meta-gradients pass through the policy's step and are smaller than PPO's 1e-5."""
+    """Adam's eps of the outer step: LIRPG's authors' with a joint one, else small, as the meta-gradients are."""
     return 1e-5 if args.joint_ext_critic else 1e-10
 
 

@@ -248,7 +248,7 @@ class IntrinsicRewardNetwork(nn.Module):
 
 
 def episodes_and_times(dones):
-    """dones [T, N] -> for each step the number of its episode within the rollout, and the steps taken in it before."""
+    """dones [T, N] -> for each step, within the rollout: the number of its episode, and the steps before it in that."""
     episode = dones.cumsum(0) - dones
     step = torch.arange(len(dones), dtype=dones.dtype, device=dones.device).unsqueeze(-1)  # [T, 1]
     begins = torch.cat([torch.ones_like(dones[:1]), dones[:-1]])  # [T, N]

@@ -353,7 +353,8 @@ def test_with_a_constant_eta_it_is_vanilla(cli, env):
     assert_same([*expected["actor"].values()], [*networks["actor"].values()])
     assert_same(expected["critic"], networks["ext_critic"])
     assert_same([*first["adam"].values()], [second["adam"]["actor"], second["adam"]["ext_critic"]])
-    used = read_checkpoint(cli(cln, *flags, "--layer", "none", "--terms", "none", "--exp-name", "used"))["networks"]
+    flags += ["--layer", "none", "--terms", "none", "--noise", 0, "--exp-name", "used"]
+    used = read_checkpoint(cli(cln, *flags))["networks"]
     assert any(not torch.equal(*x) for x in zip(expected["actor"].values(), used["actor"].values(), strict=True))
 
 
@@ -478,6 +479,8 @@ def test_a_resumed_run_that_begins_new_episodes_counts_from_0(cli, interrupt):
 BAD = "meta-learning-rate=-1 meta-coef=inf noise=nan eta-scale=-1 intrinsic-coef=-1 extrinsic-coef=inf meta-epochs=0"
 BAD = [(f"--{x}", f"--{x.split('=')[0]} must") for x in f"{BAD} reg-length=0 reg-batch=0 data-rollouts=0".split()]
 BAD += [("--intrinsic-coef 0", "both 0"), ("--layer norm", "--layer norm"), ("--layer none --terms 10", "--layer none")]
+BAD += [("--layer none --terms 15,10,11 --noise 0", "depend on eta"), ("--layer none --terms 11", "noise must be 0")]
+BAD += [("--terms 11 --num-minibatches 1", "at least 2"), ("--reward-delay 20", "multiple of --reward-delay")]
 
 
 @pytest.mark.parametrize(("flags", "named"), BAD)
