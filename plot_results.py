@@ -467,10 +467,10 @@ def better(folder, arm, other, name="mean_return", length=0):
     return interval_text(compare(scores, other, None)[arm], "_better")
 
 
-def study(folder):
-    """Where and for how long a study ran, in a line"""
-    table = pd.read_csv(ROOT / "results" / folder / "invocations.csv", dtype=str)
-    commits = ", ".join(table["commit"].str.removesuffix("-dirty").unique())
+def study(*folders):
+    """Where and for how long a study ran, in a line; of all its folders"""
+    table = pd.concat([pd.read_csv(ROOT / "results" / x / "invocations.csv", dtype=str) for x in folders])
+    commits = ", ".join(table["commit"].str.replace("-dirty", " with changes").unique())
     packages = [x for x in ("cpu", "torch", "numpy", "gymnasium", "mujoco") if x in table and table[x].notna().any()]
     used = [f"{x} {' or '.join(table[x].dropna().unique())}".removeprefix("cpu ") for x in packages]
     hours, workers = table["seconds"].astype(float).sum() / 3600, " or ".join(sorted(table["workers"].unique()))
