@@ -337,6 +337,7 @@ def test_without_a_whole_segment_there_is_no_regression(cli, flags):
     irn.load_state_dict(p)
     assert all(x.isfinite().all() for x in p.values())
     assert irn.eta.norm().item() == pytest.approx(0.1)  # as it was at first
+    assert read_checkpoint(folder)["state"].adam["irn"][2] == 0  # steps
     assert column(folder, "intrinsic_std")[-1] > 0
 
 
