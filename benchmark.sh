@@ -6,7 +6,7 @@
 #   LENGTHS="50 200" EXTRA_ARGS=--hide-umbrella OUT=runs/hidden bash benchmark.sh
 #   STUDY=FILE ALGOS=teacher OUT=runs/study bash benchmark.sh   # these of FILE's arms; without ALGOS, all of them
 #   ENV_IDS="Hopper-v5 Walker2d-v5" STUDY=FILE bash benchmark.sh   # all of it for each, in OUT/Hopper-v5 and so on
-#   LAUNCHER=slurm SBATCH_PARTITION=cpu bash benchmark.sh       # the same runs as Slurm job arrays
+#   LAUNCHER=slurm SBATCH_PARTITION=cpu bash benchmark.sh       # as Slurm job arrays; SBATCH_TIMELIMIT (1 h a run)
 #   bash benchmark.sh --report                  # the figures again, of the runs that are finished
 #
 # Finished runs are skipped, and interrupted ones continue from their last evaluation. So after Ctrl-C, a crash or a
@@ -38,7 +38,7 @@ esac
 ALGOS=$(echo ${ALGOS-}) LENGTHS=$(echo ${LENGTHS-}) TOTAL_TIMESTEPS=${TOTAL_TIMESTEPS-} # single spaces
 settings=(STUDY ALGOS LENGTHS SEEDS TOTAL_TIMESTEPS ENV_IDS EXTRA_ARGS OUT WORKERS LAUNCHER PYTHON)
 whole='(0|[1-9][0-9]*)'
-for number in $LENGTHS $SEEDS $TOTAL_TIMESTEPS "$WORKERS"; do
+for number in $LENGTHS $SEEDS "${TOTAL_TIMESTEPS:-0}" "$WORKERS"; do
     [[ $number =~ ^$whole$ ]] || fail "LENGTHS, SEEDS, TOTAL_TIMESTEPS, WORKERS: $number is not a whole number"
 done
 ((WORKERS > 0)) || fail "WORKERS must be at least 1"
@@ -67,10 +67,10 @@ while read -r name script lengths steps words; do
     [[ "$name $script $lengths $steps" =~ $form ]] || fail "${where}not NAME SCRIPT LENGTHS TIMESTEPS [OPTIONS...]," \
         "names of letters, digits, . - and single _, whole numbers: $name $script $lengths $steps"
     [[ -f $here/$script.py ]] || fail "${where}there is no $here/$script.py"
-    for word in $words; do
-        flags=$word
+    for word in $words; do flags=$word file=$here/${word:1}
+        [[ $word != @* || -f ${file%%#*} ]] || fail "${where}there is no ${file%%#*}"
         [[ $word != @* ]] || flags=$("$PYTHON" -c "$to_flags" "$here" "${word:1}" 2>/dev/null) ||
-            fail "$where${word:1} is not a JSON object of options, each a number or a word (#KEY: nor the key of one)"
+            fail "$where${word:1} is not a JSON object of options, each a number or a word, or has no such #KEY"
         options+=" $flags"
     done
     [[ ! " ${options//_/-} ${EXTRA_ARGS//_/-} " =~ $ours ]] ||
@@ -78,18 +78,19 @@ while read -r name script lengths steps words; do
     table+=" $name $script $(cksum <"$here/$script.py") $lengths $steps$options"$'\n'
     for length in ${lengths//,/ }; do
         [[ " ${ALGOS:-$name} " != *" $name "* || " ${LENGTHS:-$length} " != *" $length "* ]] ||
-            arms+=("$name $length $script $steps$options")
+            arms+=("$name $length $script $steps$options") at+=" $length "
     done
 done <<<"$text"
 for name in $ALGOS; do [[ $'\n'$table == *$'\n'" $name "* ]] || fail "ALGOS: $STUDY has no arm $name"; done
-((${#arms[@]})) || fail "LENGTHS: $STUDY has none of these: $LENGTHS"
+((${#arms[@]})) || [[ $LENGTHS ]] || fail "STUDY: $STUDY has no arms"
+for length in $LENGTHS; do [[ ${at-} == *" $length "* ]] || fail "LENGTHS: no arm runs at $length"; done
 
 csv=$OUT/invocations.csv columns=date,commit,cpu,torch,numpy,gymnasium,mujoco,workers,finished,failed,seconds
 next=0 finished=0 failed=0 status=0 pids=()
 record() { # in invocations.csv, what was done and with what (not by a task of a job array)
     ((finished + failed)) && [[ $mode != --task ]] || return 0
     commit=$(git -C "$here" describe --always --dirty --exclude '*' 2>/dev/null || echo unknown) # not a tag's name
-    cpu=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo 2>/dev/null | head -n 1 | tr -d ,)
+    cpu=$(sed -n '/^model name/{s/^[^:]*: //;s/,//g;p;q;}' /proc/cpuinfo 2>/dev/null) || cpu='' # not on macOS
     libraries=$("$PYTHON" -c 'from importlib import metadata, util
 mujoco = metadata.version("mujoco") if util.find_spec("mujoco") else ""
 print(*map(metadata.version, ("torch", "numpy", "gymnasium")), mujoco, sep=",")')
@@ -172,7 +173,7 @@ if [[ $LAUNCHER == slurm && ${#todo[@]} -gt 0 ]]; then # one task a run, then a 
     }
     lock SH # from here on its tasks may run
     for ((first = 0, n = ${#todo[@]}; first < n; first += most)); do
-        submit --job-name=metairn --time=01:00:00 --requeue --open-mode=append --output="$OUT/slurm/%A_%a.out" \
+        submit --job-name=metairn --time="${SBATCH_TIMELIMIT:-01:00:00}" --requeue --open-mode=append --output="$OUT/slurm/%A_%a.out" \
             --array="1-$((n - first < most ? n - first : most))" --wrap "exec bash \"\$benchmark\" --task $first"
     done
     submit --job-name=metairn-figures --dependency="afterany:${jobs//,/:}" --output="$OUT/slurm/%j.out" \

@@ -12,12 +12,13 @@ that is in RUNS replaces that arm in OUT, and OUT's other arms stay:
     left_out.csv        runs that are missing, unfinished or not finite, and why; only if there are any
 Then, from these: table.csv and table.md, and a figure, steps_to_95.png (Umbrella, several lengths) or learning.png.
 
-Return over training is the mean of all evaluations after step 0, final return that of the last 3. Point estimates are
-interquartile means (IQM), intervals 95 % percentile intervals of a bootstrap over runs, stratified by length, with a
-fixed seed: Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice", NeurIPS 2021. Their
-last decimal is above the bootstrap's Monte Carlo error and a thousandth of the interval, and the second at most.
-PPO is the arm `ppo`, or else `ppo.tpe`, or else `delayed`. The gap is that between it and `oracle` or `dense`. An arm
-closes (IQM - low IQM) / (high IQM - low IQM) of it. There is none if the upper end's interval is not above the lower's.
+Return over training is the mean height of the lines that join a run's evaluations, however many these are. Final
+return is the mean of the last 3. Point estimates are interquartile means (IQM), intervals 95 % percentile intervals of
+a bootstrap over runs, stratified by length, with a fixed seed: Agarwal et al., "Deep Reinforcement Learning at the Edge
+of the Statistical Precipice", NeurIPS 2021. Their last decimal is above the bootstrap's Monte Carlo error and a
+thousandth of the interval, and the second at most. PPO is the first arm of `ppo`, `ppo.hand`, `ppo.tpe`, `delayed`. The
+gap is that between it and `oracle` or `dense`. An arm closes (IQM - low IQM) / (high IQM - low IQM) of it. If the upper
+end's interval is not above the lower's, there is no gap.
 """
 
 import gzip
@@ -40,7 +41,8 @@ UMBRELLA = "umbrella_env:"  # environments whose optimum is known, and what succ
 BLUE, SKY, GREEN, BLACK = "#0072B2", "#56B4E9", "#009E73", "#000000"  # Okabe and Ito's, for all readers
 RED, ORANGE, PINK, GREY = "#D55E00", "#E69F00", "#CC79A7", "#777777"
 ARMS = {  # full name, colour, marker, line: the same in all figures, and in this order; related arms share a colour
-    "ppo": ("PPO, tuned by hand", BLUE, "o", "-"),
+    "ppo": ("PPO", BLUE, "o", "-"),
+    "ppo.hand": ("PPO, tuned by hand", BLUE, "o", "-"),
     "ppo.tpe": ("PPO, tuned by TPE", BLUE, "s", "--"),
     "delayed": ("PPO", BLUE, "o", "-"),
     "tuned": ("PPO, tuned for the delay", BLUE, "^", "--"),
@@ -69,7 +71,7 @@ ARMS = {  # full name, colour, marker, line: the same in all figures, and in thi
     "dense.tuned": ("rewards not delayed, PPO tuned for it", BLACK, "+", "--"),
     "teacher": ("teacher", SKY, "1", ":"),
 }
-BASES = "ppo", "ppo.tpe", "delayed"  # what is PPO in a study: the first that it has
+BASES = "ppo", "ppo.hand", "ppo.tpe", "delayed"  # what is PPO in a study: the first that it has
 RESAMPLES, CURVE_RESAMPLES = 20_000, 1_000
 SOLVED, LAST = 0.95, 3  # success rate; evaluations in the final return: one alone is noisy
 RUN, MEASURES = ["arm", "length", "seed"], ["eval_return", "eval_success", "evidence", "intrinsic_used", "rho"]
@@ -182,11 +184,12 @@ def store(runs, out):
             old = pd.read_csv(out / name, dtype=kinds)
             old[column] = [" ".join(arm for arm in arms.split() if arm not in new) for arms in old[column]]
             tables[name] = pd.concat([old[old[column] != ""], tables[name]])
+        tables["left_out.csv"] = tables["left_out.csv"].drop_duplicates(RUN, keep="last")
     evaluations = tables["evaluations.csv.gz"].dropna(axis=1, how="all")
     envs = by_cell(evaluations, settings, "env_id")
     for (length, arm), env in envs.items():  # of one task, but where each arm is named after its own
-        if any(env != x and length == n and not env.endswith(arm) for (n, _), x in envs.items()):
-            fail(f"{runs} and {out}: arms of one length differ in env_id ({envs}): plot them apart")
+        if any(env != x and (length == n or arm == a) and not env.endswith(arm) for (n, a), x in envs.items()):
+            fail(f"{runs} and {out}: arms of one length, or one arm, differ in env_id ({envs}): plot them apart")
     order = [name for name in [*RUN, "global_step", *MEASURES, "first_to_last"] if name in evaluations]
     tables["evaluations.csv.gz"] = evaluations[order].sort_values(order[:4])
     try:
@@ -284,11 +287,16 @@ def quartiles(steps):
     return np.quantile(steps, [0.25, 0.5, 0.75], method="inverted_cdf")
 
 
+def mean_height(curve):
+    """Of the lines that join a run's evaluations, from the first to the last"""
+    return np.trapezoid(curve["eval_return"], curve["global_step"]) / np.ptp(curve["global_step"])
+
+
 def measure_runs(evaluations, known):
     """All evaluations -> table with a row for each run"""
     last, later = evaluations.groupby(RUN).last(), evaluations[evaluations["global_step"] > 0].groupby(RUN)
-    returns = later["eval_return"]
-    columns = {"final_return": returns.apply(lambda x: x.tail(LAST).mean()), "mean_return": returns.mean()}
+    columns = {"final_return": later["eval_return"].apply(lambda x: x.tail(LAST).mean())}
+    columns["mean_return"] = evaluations.groupby(RUN)[["global_step", "eval_return"]].apply(mean_height)
     if known:
         first = evaluations[evaluations["eval_success"] >= SOLVED].groupby(RUN)["global_step"].min()
         columns |= {"steps_to_95": first.reindex(last.index).fillna(np.inf), "final_success": last["eval_success"]}
@@ -341,11 +349,6 @@ def in_order(arms):
     return sorted(arms, key=lambda arm: (list(ARMS).index(arm) if arm in ARMS else len(ARMS), arm))
 
 
-def full_name(arm, known):
-    """The arm's name; only on Umbrella is `ppo` tuned"""
-    return ARMS[arm][0] if known or arm != "ppo" else "PPO"
-
-
 def markdown(rows):
     return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
 
@@ -374,7 +377,7 @@ def tables(evaluations, said, left_out, env_id):
     for row in pd.read_csv(io.StringIO(table), dtype=TEXT).to_dict("records"):
         of_all, arm = row["length"] == "all", row["arm"]
         cells = {"L": row["length"]} if known else {}
-        cells[""] = f"{full_name(arm, known)} (`{arm}`)" if arm in ARMS else f"`{arm}`"
+        cells[""] = f"{ARMS[arm][0]} (`{arm}`)" if arm in ARMS else f"`{arm}`"
         cells["runs"] = row["runs"] if of_all else f"{row['runs']}/{row['runs_expected']:.0f}"
         if known:
             cells["solved at the end"] = "" if of_all else f"{row['solved_at_end']:.0f}"
@@ -392,7 +395,7 @@ def tables(evaluations, said, left_out, env_id):
     return {"table.csv": table, "table.md": text}
 
 
-def plot(title, xlabel, ylabel, lines, known, **look):
+def plot(title, xlabel, ylabel, lines, **look):
     """A figure of lines with bands, {arm: (x, [y, low, high])}; arms without a name of their own differ as well"""
     from matplotlib.figure import Figure
 
@@ -402,7 +405,6 @@ def plot(title, xlabel, ylabel, lines, known, **look):
         i = [*(a for a in lines if a not in ARMS), arm].index(arm)
         other = arm, [SKY, ORANGE, GREEN, PINK, GREY][i % 5], "ov^sD<>"[i % 7], ["-", "--", ":"][i % 3]
         name, color, marker, line = ARMS.get(arm, other)
-        name = full_name(arm, known) if arm in ARMS else name
         axis.fill_between(x, low, high, color=color, alpha=0.1, linewidth=0)
         width = 1.5 if axis.lines else 4  # where two lines coincide, both are seen
         axis.plot(x, y, color=color, marker=marker, linestyle=line, linewidth=width, label=name, **look)
@@ -420,9 +422,7 @@ def plot_steps_to_95(runs):
         groups = runs[runs["arm"] == arm].groupby("length")["steps_to_95"]
         q1, median, q3 = np.stack([quartiles(steps) for _, steps in groups]).clip(1, top).T
         lines[arm] = np.array([*groups.groups]), (median, q1, q3)
-    figure, axis = plot(
-        "Steps to 95 % success: median, quartiles", "episode length L", "environment steps", lines, known=True
-    )
+    figure, axis = plot("Steps to 95 % success: median, quartiles", "episode length L", "environment steps", lines)
     for line in [*axis.lines]:
         x, y = line.get_data()
         axis.plot(x[y == top], y[y == top], line.get_marker(), color=line.get_color(), markerfacecolor="white")
@@ -448,7 +448,7 @@ def plot_learning(evaluations, env_id):
         samples = iqm(x[draw(arm, CURVE_RESAMPLES, len(x)).T])  # [B, E] of [runs, B, E]
         lines[arm] = table.index / 1000, (iqm(x), *np.quantile(samples, [0.025, 0.975], axis=0))
     labels = "environment steps [thousands]", f"{'success rate' if known else 'return'} (IQM, 95 % CI)"
-    return plot(env_id.removeprefix(UMBRELLA), *labels, lines, known, markersize=4, markevery=0.12)[0]
+    return plot(env_id.removeprefix(UMBRELLA), *labels, lines, markersize=4, markevery=0.12)[0]
 
 
 def row_of(path, **where):
@@ -465,6 +465,14 @@ def better(folder, arm, other, name="mean_return", length=0):
     runs = measure_runs(evaluations[evaluations["length"] == length], env_id.startswith(UMBRELLA))
     scores = {x: runs[runs["arm"] == x][[name]].to_numpy() for x in (arm, other)}
     return interval_text(compare(scores, other, None)[arm], "_better")
+
+
+def at_random(folder, family, arm):
+    """Of the first ten trials of a tuning, whose settings all arms share: mean value, how often it is above PPO's"""
+    trials = pd.read_csv(ROOT / "results" / folder / "trials.csv", dtype=TEXT)
+    trials = trials[(trials["family"] == family) & (trials["number"] < 10)]
+    values = trials.pivot(index="number", columns="arm", values="value_at_rung")
+    return {"value": values[arm].mean(), "ahead": (values[arm] > values["ppo"]).sum()}
 
 
 def study(*folders):
@@ -485,7 +493,7 @@ def render():
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(results / "templates"), **options)
     templates.filters |= {"steps": fixed, "fixed": fixed}
     templates.globals |= {"cell": lambda path, column, **where: row_of(path, **where)[column]}
-    templates.globals |= {"study": study, "better": better}
+    templates.globals |= {"study": study, "better": better, "at_random": at_random}
     templates.globals |= {"interval": lambda path, name, **where: interval_text(row_of(path, **where), name)}
     templates.globals |= {"table": lambda x: (results / x / "table.md").read_text().rstrip("\n")}
     templates.globals |= {"answers": lambda: templates.get_template("_answers.md").render().rstrip("\n")}

@@ -86,7 +86,7 @@ class Args:
     total_timesteps: int = 100_000  # environment steps of the whole run
     learning_rate: float = 4e-3  # Adam's step size for actor and critic
     num_envs: int = 20  # parallel environments
-    num_steps: int | None = None  # steps per environment and rollout; None: 50, or whole Umbrella episodes within 50
+    num_steps: int | None = None  # steps per environment and rollout; None: 50; Umbrella: whole episodes, one or more
     anneal_lr: bool = True  # lower the learning rate linearly to 0 over the run
     gamma: float = 0.99  # discount factor of PPO's advantages
     gae_lambda: float = 0.95  # lambda of generalized advantage estimation
@@ -96,9 +96,9 @@ class Args:
     norm_adv: bool = True  # normalize advantages in each minibatch
     clip_coef: float = 0.3  # clipping range of the probability ratio; 0.2 left more failures near the solution
     ent_coef: float = 0.0  # weight of the entropy bonus; Umbrella is learned before exploration runs out
-    vf_coef: float = 0.5  # weight of the value loss
+    vf_coef: float = 0.5  # weight of the value loss; the critic's own Adam undoes it, but where the gradient is limited
     max_grad_norm: float = 0.5  # gradient-norm limit, for actor and critic each on its own
-    target_kl: float | None = None  # end an update after the epoch whose approximate KL divergence exceeds this
+    target_kl: float | None = None  # end an update after the epoch whose last minibatch has more KL divergence
     reward_scale: float = 0.1  # PPO learns from rewards times this, so that returns are near 1 (logs are not scaled)
 
     # The intrinsic reward
@@ -588,6 +588,7 @@ def compile_step(networks, args):
 
 def main(args):
     """Trains a policy, or evaluates one that was trained (args.evaluate). Returns the run's folder, a Path."""
+    args = copy.copy(args)  # what is filled in below is not the caller's
     envs, device = set_up(args)
     obs_dim, action_space = envs.single_observation_space.shape[0], envs.single_action_space
     check_irn_args(args, action_space)
@@ -695,14 +696,20 @@ def set_up(args):
                 fail(f"--{name.replace('_', '-')} is {stored[name]} in {args.resume} and cannot change with --resume")
     check_types(args)
     counts = "eval_every eval_episodes eval_max_steps total_timesteps num_envs num_steps segment_length num_minibatches"
-    sizes = "learning_rate clip_coef ent_coef vf_coef max_grad_norm target_kl reward_scale"
+    sizes = "learning_rate clip_coef ent_coef vf_coef target_kl"
     check(args, f"{counts} update_epochs reward_delay", lambda x: x >= 1, "be at least 1")
     check(args, sizes, lambda x: math.isfinite(x) and x >= 0, "be a finite number of at least 0")
+    check(args, "max_grad_norm reward_scale", lambda x: math.isfinite(x) and x > 0, "be a finite number above 0")
     check(args, "gamma gae_lambda", lambda x: 0 <= x <= 1, "lie in [0, 1]")
     check(args, "seed", lambda x: 0 <= x < 2**32, "lie in [0, 4294967295]")
     check(args, "exp_name", lambda x: x.isprintable() and x and "/" not in x, "be a printable name without /")
     if args.cuda and not torch.cuda.is_available():
-        fail("--cuda: no CUDA device is available; leave the flag out to run on the CPU")
+        fail("--cuda: no CUDA device is available; --no-cuda runs on the CPU")
+    if args.delay_normalized and not args.normalize:
+        fail("--delay-normalized needs --normalize")
+    for name in ("n_distractor", "hide_umbrella", "invert_umbrella"):
+        if getattr(args, name) not in (None, False) and not is_umbrella(args):
+            fail(f"--{name.replace('_', '-')} is for Umbrella, not for --env-id {args.env_id}")
     sys.path.append(os.getcwd())  # so that --env-id my_module:MyEnv-v0 finds a module of the current folder
     envs = make_envs(args, args.num_envs)
     args.chain_length = args.chain_length if is_umbrella(args) else 0
@@ -944,7 +951,8 @@ class Run:
     def open_folder(self):
         """Makes the folder of a new run. Locks it until the run ends, so that no second process can use it."""
         args, name = self.args, self.args.env_id.split(":")[-1].replace("/", "_")
-        folder = Path(args.resume or f"{args.runs_dir}/{name}__{args.exp_name}__{args.chain_length}__{args.seed}")
+        folder = Path(args.runs_dir, f"{name}__{args.exp_name}__{args.chain_length}__{args.seed}")
+        folder = Path(args.resume or folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.lock = open(folder / "lock", "w")  # noqa: SIM115
@@ -981,6 +989,8 @@ class Run:
             fail(f"{path} does not exist: the run was stopped before its first checkpoint, start it again")
         try:  # weights_only=False lets a file run code: load only checkpoints that you trust
             checkpoint = torch.load(path, map_location=self.device, weights_only=False)
+        except (ImportError, PermissionError, MemoryError) as error:
+            fail(f"{path} cannot be read here ({type(error).__name__}: {error})")
         except Exception as error:  # what a damaged file raises depends on where it is damaged
             damaged = f"{path} is damaged ({type(error).__name__})"
             progress = self.folder / "progress.csv"
@@ -1098,7 +1108,9 @@ class Run:
                 error = error or unwritten
         if kind is KeyboardInterrupt:
             command = [sys.executable, str(Path(__file__).resolve()), "--resume", str(self.folder.resolve())]
-            print(f"stopped; continue from the last evaluation: cd {shlex.quote(os.getcwd())} && {shlex.join(command)}")
+            again = f"continue from the last evaluation: cd {shlex.quote(os.getcwd())} && {shlex.join(command)}"
+            stored = (self.folder / "checkpoint.pt").exists()
+            print(f"stopped; {again if stored else 'there is no checkpoint yet, so start it again'}")
             sys.exit(130)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # a full disk
             fail(f"cannot write {error.filename or self.folder}: {error.strerror}")

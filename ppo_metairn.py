@@ -10,11 +10,13 @@ every episode the intrinsic reward sums to 0. A run has two phases.
    phase 1 ends without it, PPO learns from the environment's own reward. Either way it begins with the rollouts of
    phase 1, one after the other, so that no episode is lost.
 
-Everything else is ppo_vanilla.py: `diff ppo_vanilla.py ppo_metairn.py` shows all that this file adds.
+Everything else is ppo_vanilla.py, without --compile and --live-bonus: `diff ppo_vanilla.py ppo_metairn.py` shows it.
 
     python ppo_metairn.py --seed 3                    # Umbrella Length 50, 100k steps: solved, in about 5 seconds
     python ppo_metairn.py --hide-umbrella --chain-length 200 --total-timesteps 200000          # PPO alone fails here
-    python ppo_metairn.py --irn kernel --env-id Swimmer-v5 --normalize --reward-delay 20       # continuous control
+    python ppo_metairn.py --irn kernel --env-id Swimmer-v5 --normalize --reward-scale 1 --reward-delay 20 \\
+        --gae-lambda 0 --num-envs 40 --num-steps 256 --meta-learning-rate 0.03 --held-steps 102400 \\
+        --total-timesteps 102400                      # continuous control: a network for --irn-from
     python ppo_metairn.py --resume runs/FOLDER        # continue a run that was stopped, with the same numbers
 
 Learn on short episodes (the source task), use it on long ones where the opposite action is right (the target task):
@@ -30,6 +32,7 @@ References, besides those of ppo_vanilla.py:
     Nakanishi, "Scalable-Softmax Is Superior for Attention", 2025
 """
 
+import copy
 import errno
 import importlib
 import io
@@ -84,7 +87,7 @@ class Args:
     total_timesteps: int = 100_000  # environment steps of the whole run
     learning_rate: float = 4e-3  # Adam's step size for actor and critic
     num_envs: int = 20  # parallel environments
-    num_steps: int | None = None  # steps per environment and rollout; None: 50, or whole Umbrella episodes within 50
+    num_steps: int | None = None  # steps per environment and rollout; None: 50; Umbrella: whole episodes, one or more
     anneal_lr: bool = True  # lower the learning rate linearly to 0 over the run
     gamma: float = 0.99  # discount factor of PPO's advantages
     gae_lambda: float = 0.95  # lambda of generalized advantage estimation
@@ -94,15 +97,15 @@ class Args:
     norm_adv: bool = True  # normalize advantages in each minibatch
     clip_coef: float = 0.3  # clipping range of the probability ratio; 0.2 left more failures near the solution
     ent_coef: float = 0.0  # weight of the entropy bonus; Umbrella is learned before exploration runs out
-    vf_coef: float = 0.5  # weight of the value loss
+    vf_coef: float = 0.5  # weight of the value loss; the critic's own Adam undoes it, but where the gradient is limited
     max_grad_norm: float = 0.5  # gradient-norm limit, for actor and critic each on its own
-    target_kl: float | None = None  # end an update after the epoch whose approximate KL divergence exceeds this
+    target_kl: float | None = None  # end an update after the epoch whose last minibatch has more KL divergence
     reward_scale: float = 0.1  # PPO learns from rewards times this, so that returns are near 1 (logs are not scaled)
 
     # The intrinsic reward
     irn: Literal["redistribution", "kernel"] = "redistribution"  # attention over the episode, or elapsed time alone
     irn_from: str | None = None  # take this network (a run folder or an irn.pt) as it is; {seed} stands for the seed
-    held_steps: int | None = None  # freeze the policy so long at most; None: a fifth of the run, less if nothing shows
+    held_steps: int | None = None  # most steps of a frozen policy; None: a fifth of the run; 0: r_in as it is, at once
     meta_learning_rate: float = 1e-2  # Adam's step size for the intrinsic reward network; 0: it stays untrained
     intrinsic_coef: float = 1.0  # weight of the intrinsic reward in the reward that PPO learns from
 
@@ -206,15 +209,14 @@ class IntrinsicRewardNetwork(nn.Module):
     kernel: scores by the time between the two steps alone, so that the network fits any environment.
 
     Scores are multiplied by the log of the episode's length, so that the weights are as sharp on long episodes as on
-    short ones (Nakanishi 2025). An episode that the rollout cuts is seen only as far as the rollout reaches.
+    short ones (Nakanishi 2025). An episode that the rollout cuts is seen only as far as the rollout reaches. Actions
+    and their space are arguments because other networks read them.
     """
 
     def __init__(self, obs_dim, action_space, kind, dim=32):
         super().__init__()
-        discrete = isinstance(action_space, gym.spaces.Discrete)
-        action_dim = int(action_space.n if discrete else action_space.shape[0])
         if kind == "redistribution":
-            self.config = {"kind": kind, "obs_dim": obs_dim, "action_dim": action_dim, "discrete": discrete}
+            self.config = {"kind": kind, "obs_dim": obs_dim}
             self.embed = layer_init(nn.Linear(obs_dim + 3, dim), std=1.0)
             self.query = layer_init(nn.Linear(dim, dim), std=0.1)  # small: at first all steps get nearly the same
             self.key = layer_init(nn.Linear(dim, dim), std=1.0)
@@ -459,25 +461,25 @@ def look_ahead_gains(actor, irn, inner, outer, args):
     T = len(inner.rewards)
     stretch = T if args.irn == "kernel" else max(n for n in range(1, STRETCH + 1) if T % n == 0)
 
-    def cut(x):  # [T, n, ...] -> [S, stretch * n, ...] for S stretches
+    def stretches(x):  # [T, n, ...] -> [S, stretch * n, ...] for S stretches
         return x.unflatten(0, (-1, stretch)).flatten(1, 2)
 
     def output(theta, features):  # of the last layers [S, P]: [S, stretch * n, 65] -> [S, stretch * n, action_dim]
         return (theta.unflatten(1, (-1, features.shape[-1])) @ features.mT).mT  # faster than features @ weights
 
     with torch.no_grad():
-        features = [actor.net[:-1](cut(batch.obs)) for batch in (inner, outer)]  # [S, stretch * n, 64] each
+        features = [actor.net[:-1](stretches(batch.obs)) for batch in (inner, outer)]  # [S, stretch * n, 64] each
         scale = features[0].square().mean().sqrt().clamp_min(1e-8)  # 0 where all observations are 0
         features = [nn.functional.pad(x / scale, (0, 1), value=1.0) for x in features]  # [S, stretch * n, 65]
         weight, bias = actor.net[-1].parameters()
         start = torch.cat([weight * scale, bias[:, None]], 1).flatten()  # [P], action_dim * 65
         start = start.repeat(T // stretch, 1)  # [S, P]
-        actions = cut(inner.actions), cut(outer.actions)
+        actions = stretches(inner.actions), stretches(outer.actions)
         logprobs = [actor.log_prob(output(start, x), a)[0] for x, a in zip(features, actions, strict=True)]
 
     # PPO's steps on the inner episodes, one policy per stretch
     theta = start.requires_grad_()
-    adam, advantages = new_adam(theta), cut(advantages_without_critic(irn, inner, args))
+    adam, advantages = new_adam(theta), stretches(advantages_without_critic(irn, inner, args))
     if args.norm_adv:
         advantages = torch.func.vmap(normalize)(advantages)
     for _ in range(LOOK_AHEAD_STEPS):
@@ -488,7 +490,7 @@ def look_ahead_gains(actor, irn, inner, outer, args):
 
     # What these steps are worth to the outer episodes
     ratio = (actor.log_prob(output(theta, features[1]), actions[1])[0] - logprobs[1]).exp()  # [S, stretch * n_outer]
-    gains = (ratio - 1) * cut(normalize(advantages_without_critic(irn, outer, args)))
+    gains = (ratio - 1) * stretches(normalize(advantages_without_critic(irn, outer, args)))
     return gains.unflatten(1, (stretch, -1)).sum((0, 1))
 
 
@@ -523,6 +525,7 @@ def learn_from_held(actor, irn, eta, held, args):
 
 def main(args):
     """Trains a policy, or evaluates one that was trained (args.evaluate). Returns the run's folder, a Path."""
+    args = copy.copy(args)  # what is filled in below is not the caller's
     envs, device = set_up(args)
     check_irn_args(args)
     obs_dim, action_space = envs.single_observation_space.shape[0], envs.single_action_space
@@ -557,7 +560,8 @@ def main(args):
                 held = Batch(*(torch.cat(x, dim=1) for x in zip(*state.held, strict=True)))  # [T, all of them, ...]
                 ended, steps, (T, n) = held.dones.sum().item(), run.global_step + run.batch_size, held.dones.shape
                 parts = next((k for k in range(1, T) if T % k == 0 and 2 * k * n >= EPISODES), T)
-                if ended >= max(EPISODES, parts * n):  # the parts of a rollout count as environments of their own
+                # The parts of a rollout count as environments of their own, and an episode a part must have ended
+                if ended >= (EPISODES if parts == 1 else max(EPISODES, parts * n)):
                     losses = learn_from_held(actor, irn, eta, Batch(*(cut(x, T // parts) for x in held)), args)
                 state.test = {name: losses.get(name, math.nan) for name in ("evidence", "ppo_evidence")}
                 needed = max(EVIDENCE, MARGIN * (state.test["ppo_evidence"] + 1))
@@ -602,7 +606,7 @@ def main(args):
 def check_irn_args(args):
     """Fails, naming the option, on values of the intrinsic reward's options that no run could use."""
     check(args, "meta_learning_rate intrinsic_coef", lambda x: math.isfinite(x) and x >= 0, "be at least 0 and finite")
-    check(args, "held_steps", lambda x: x >= 0, "be at least 0")
+    check(args, "held_steps", lambda x: 0 <= x <= args.total_timesteps, "be at least 0, and --total-timesteps at most")
     if args.meta_learning_rate == 0 or args.irn_from:
         if args.held_steps:
             fail("--held-steps needs a network that learns: --meta-learning-rate above 0 and no --irn-from")
@@ -619,6 +623,8 @@ def load_irn(path, irn, device):
         for name, value in irn.config.items():
             if network["config"].get(name) != value:
                 fail(f"--irn-from {path}: its network has {name} {network['config'].get(name)}, this run needs {value}")
+        if network.get("used", 1) != 1:
+            fail(f"--irn-from {path}: that run has found no credit, so its network is as it began")
         irn.load_state_dict(network["parameters"])
     except (FileNotFoundError, PermissionError) as error:
         fail(f"--irn-from {path}: {error.strerror}")
@@ -628,7 +634,7 @@ def load_irn(path, irn, device):
 
 def report_test(run, losses, needed):
     """Says what PPO learns from after phase 1, and why."""
-    why = f"too few episodes have ended to test the intrinsic reward, which needs {EPISODES}"
+    why = f"too few episodes have ended to test the intrinsic reward, which needs {EPISODES}, or one a rollout"
     if losses:
         why = "test episodes gain {evidence:.1f} standard errors by it, {ppo_evidence:.1f} without it".format(**losses)
         why += f"; {needed:.1f} were needed"
@@ -641,9 +647,9 @@ def report_test(run, losses, needed):
 def credit_columns(state, irn=None, batch=None):
     """Columns of progress.csv: what the IRN does with a Batch, its last test in phase 1, whether PPO learns from it.
 
-    intrinsic_std: standard deviation of r_in, as PPO sees it; attention_entropy: of the weights that share out a step's
-    reward, mean over steps, nats; evidence and ppo_evidence: as of learn_from_held; intrinsic_used: 1 or 0 (NaN: PPO
-    does not learn yet).
+    intrinsic_std: standard deviation of r_in, 0 where PPO does not use it; attention_entropy: of the weights that share
+    out a step's reward, mean over steps, nats; evidence and ppo_evidence: as of learn_from_held; intrinsic_used: 1 or 0
+    (NaN: PPO does not learn yet).
     """
     std = entropy = math.nan
     if irn is not None:
@@ -662,7 +668,7 @@ def log_credit(run, irn, batch):
     evaluation. TensorBoard gets the weights as a picture, at most ten times a run. It has up to 50 x 50 blocks, each as
     bright as the largest weight in it.
     """
-    network = {"config": irn.config, "parameters": irn.state_dict()}
+    network = {"config": irn.config, "parameters": irn.state_dict(), "used": run.state.used}
     write_atomically(run.folder / "irn.pt", lambda file: torch.save(network, file))
     _, weights = irn(batch.obs, batch.actions, batch.rewards, batch.dones)  # [N, 1, T, T]
     length = int((episodes_and_times(batch.dones)[0][:, 0] == 0).sum())
@@ -739,14 +745,20 @@ def set_up(args):
                 fail(f"--{name.replace('_', '-')} is {stored[name]} in {args.resume} and cannot change with --resume")
     check_types(args)
     counts = "eval_every eval_episodes eval_max_steps total_timesteps num_envs num_steps segment_length num_minibatches"
-    sizes = "learning_rate clip_coef ent_coef vf_coef max_grad_norm target_kl reward_scale"
+    sizes = "learning_rate clip_coef ent_coef vf_coef target_kl"
     check(args, f"{counts} update_epochs reward_delay", lambda x: x >= 1, "be at least 1")
     check(args, sizes, lambda x: math.isfinite(x) and x >= 0, "be a finite number of at least 0")
+    check(args, "max_grad_norm reward_scale", lambda x: math.isfinite(x) and x > 0, "be a finite number above 0")
     check(args, "gamma gae_lambda", lambda x: 0 <= x <= 1, "lie in [0, 1]")
     check(args, "seed", lambda x: 0 <= x < 2**32, "lie in [0, 4294967295]")
     check(args, "exp_name", lambda x: x.isprintable() and x and "/" not in x, "be a printable name without /")
     if args.cuda and not torch.cuda.is_available():
-        fail("--cuda: no CUDA device is available; leave the flag out to run on the CPU")
+        fail("--cuda: no CUDA device is available; --no-cuda runs on the CPU")
+    if args.delay_normalized and not args.normalize:
+        fail("--delay-normalized needs --normalize")
+    for name in ("n_distractor", "hide_umbrella", "invert_umbrella"):
+        if getattr(args, name) not in (None, False) and not is_umbrella(args):
+            fail(f"--{name.replace('_', '-')} is for Umbrella, not for --env-id {args.env_id}")
     sys.path.append(os.getcwd())  # so that --env-id my_module:MyEnv-v0 finds a module of the current folder
     envs = make_envs(args, args.num_envs)
     args.chain_length = args.chain_length if is_umbrella(args) else 0
@@ -988,7 +1000,8 @@ class Run:
     def open_folder(self):
         """Makes the folder of a new run. Locks it until the run ends, so that no second process can use it."""
         args, name = self.args, self.args.env_id.split(":")[-1].replace("/", "_")
-        folder = Path(args.resume or f"{args.runs_dir}/{name}__{args.exp_name}__{args.chain_length}__{args.seed}")
+        folder = Path(args.runs_dir, f"{name}__{args.exp_name}__{args.chain_length}__{args.seed}")
+        folder = Path(args.resume or folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.lock = open(folder / "lock", "w")  # noqa: SIM115
@@ -1025,6 +1038,8 @@ class Run:
             fail(f"{path} does not exist: the run was stopped before its first checkpoint, start it again")
         try:  # weights_only=False lets a file run code: load only checkpoints that you trust
             checkpoint = torch.load(path, map_location=self.device, weights_only=False)
+        except (ImportError, PermissionError, MemoryError) as error:
+            fail(f"{path} cannot be read here ({type(error).__name__}: {error})")
         except Exception as error:  # what a damaged file raises depends on where it is damaged
             damaged = f"{path} is damaged ({type(error).__name__})"
             progress = self.folder / "progress.csv"
@@ -1142,7 +1157,9 @@ class Run:
                 error = error or unwritten
         if kind is KeyboardInterrupt:
             command = [sys.executable, str(Path(__file__).resolve()), "--resume", str(self.folder.resolve())]
-            print(f"stopped; continue from the last evaluation: cd {shlex.quote(os.getcwd())} && {shlex.join(command)}")
+            again = f"continue from the last evaluation: cd {shlex.quote(os.getcwd())} && {shlex.join(command)}"
+            stored = (self.folder / "checkpoint.pt").exists()
+            print(f"stopped; {again if stored else 'there is no checkpoint yet, so start it again'}")
             sys.exit(130)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # a full disk
             fail(f"cannot write {error.filename or self.folder}: {error.strerror}")

@@ -207,10 +207,14 @@ def main(task):
             check(str(error)[:6] in ("Cannot", "Trial#"), f"{error.__cause__ or error}; the same command goes on")
     done = sorted((n for n, t in trials.items() if t.state.name == "COMPLETE"), key=lambda n: -trials[n].value)
     best = done[: task.finalists]
+    jobs = {}
     with ThreadPoolExecutor(task.workers) as pool:
         for n in best:
             for x in np.random.default_rng().permutation(task.finalist_seeds).tolist():  # processes share them
-                pool.submit(run, task, trials[n].params, x, task.timesteps, study, f"{n}_{x}")
+                jobs[n, x] = pool.submit(run, task, trials[n].params, x, task.timesteps, study, f"{n}_{x}")
+    for (n, x), job in jobs.items():
+        if error := job.exception():
+            print(f"finalist {n} cannot win, seed {x} failed: {error}", file=sys.stderr)
     rows = []
     for n, t in trials.items():
         row = {"family": task.family, "arm": task.arm, "number": n, "state": t.state.name, "value": None}

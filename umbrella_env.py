@@ -158,7 +158,7 @@ class UmbrellaVectorEnv(gym.vector.VectorEnv):
         if self.timestep == self.chain_length:
             raise ResetNeeded("no episode has begun: call reset() before step()")
         actions = np.asarray(actions)
-        if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu" or (actions & ~1).any():
+        if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu" or (actions >> 1).any():
             raise ValueError(f"actions must be {self.num_envs} integers 0 or 1, got {actions!r}")
         self.timestep += 1
         if self.timestep == 1:

@@ -61,8 +61,8 @@ def plot_any_env(folder, env_id="Some-v5", **arms):
 
 
 def constant(*returns):
-    """Runs whose evaluations are all alike, but for the first, which counts nowhere"""
-    return [[-1e6] + [x] * 5 for x in returns]
+    """Runs whose evaluations are all alike"""
+    return [[x] * 6 for x in returns]
 
 
 def fails(capsys, message, **args):
@@ -138,30 +138,48 @@ def test_unsolved_runs_in_the_quartiles():
 
 
 def test_known_answers(tmp_path):
-    finals = [-10, 1, 2, 3, 4, 5, 6, 100]  # the interquartile mean keeps 2, 3, 4, 5; the mean over training is half
+    finals = [
+        -10,
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        100,
+    ]  # the interquartile mean keeps 2, 3, 4, 5; over the training it is a quarter
     for seed, final in enumerate(finals):
         successes = {0: [0, 0, 0], 1: [0, 0, 0.94], 2: [0, 1, 0.9]}.get(seed, [0, 0.5, 0.95])
-        write_runs(tmp_path, "ppo", 3, seed, [-1e6, 0, final], successes)
+        write_runs(tmp_path, "ppo.hand", 3, seed, [0, 0, final], successes)
     write_runs(tmp_path, "x", 3, 0, [0, 7, 7], [0, 0.96, 0.96])  # the other seven are missing
-    planned = [f"{arm} 3 {seed}\n" for arm in ("ppo", "x") for seed in range(8)]  # as benchmark.sh writes it
+    planned = [f"{arm} 3 {seed}\n" for arm in ("ppo.hand", "x") for seed in range(8)]  # as benchmark.sh writes it
     (tmp_path / "runs" / "planned").write_text("".join(planned))
     table, text = plot(tmp_path)
-    ppo, x = table.loc["ppo"], table.loc["x"]
-    assert ppo[["runs", "runs_expected", "solved_ever", "solved_at_end", "mean_return"]].tolist() == [8, 8, 6, 5, 1.75]
-    assert ppo["mean_return_low"] < 1.75 < ppo["mean_return_high"]
+    ppo, x = table.loc["ppo.hand"], table.loc["x"]
+    assert ppo[["runs", "runs_expected", "solved_ever", "solved_at_end", "mean_return"]].tolist() == [8, 8, 6, 5, 0.875]
+    assert ppo["mean_return_low"] < 0.875 < ppo["mean_return_high"]
     # First steps with 95 %: 5,000 once, 10,000 five times, twice never
     assert ppo.filter(like="steps_to_95").tolist() == [10_000, 10_000, 10_000, np.inf]
     assert x[["runs", "runs_expected", "solved_ever", "solved_at_end"]].tolist() == [1, 8, 1, 1]
     assert x[["mean_return_better", "steps_to_95_median", "first_to_last_median"]].tolist() == [7 / 8, 5_000, 0.25]
     assert x[["mean_return_low", "mean_return_high", "mean_return_better_low"]].isna().all()  # one run has no interval
-    assert "| 3 | PPO, tuned by hand (`ppo`) | 8/8 | 5 | 10,000 [10,000, 10,000] |" in text
-    assert "| 3 | `x` | 1/8 | 1 | 5,000 of 1 run | 7.00 of 1 run |" in text
+    assert "| 3 | PPO, tuned by hand (`ppo.hand`) | 8/8 | 5 | 10,000 [10,000, 10,000] |" in text
+    assert "| 3 | `x` | 1/8 | 1 | 5,000 of 1 run | 5.25 of 1 run |" in text
     assert text.endswith("\n`x`, L = 3: 7 left out, for the reasons in `left_out.csv`.\n")
 
 
+def test_return_over_training_does_not_depend_on_the_number_of_evaluations(tmp_path):
+    """Points of the same lines, which rise to 8 in half of the time: their mean height is 6."""
+    write_runs(tmp_path, "ppo", 2, SEEDS, [0, 8, 8])
+    steps = {"steps": [0, 2_500, 5_000, 7_500, 10_000], "successes": [0] * 5}
+    write_runs(tmp_path, "often", 2, SEEDS, [0, 4, 8, 8, 8], **steps)
+    table, _ = plot(tmp_path)
+    assert table["mean_return"].to_dict() == {"ppo": 6, "often": 6}
+
+
 def test_known_answers_of_any_environment(tmp_path, capsys):
-    """By hand: the last three of x are 6 in the mean, all five after step 0 are 4; one run of it is not finite."""
-    x = [[-1e6, 0, 2, 5, 6, 7]] * 3 + [[0, 0, np.nan, 0, 0, 0]]
+    """By hand: the last three of x are 6 in the mean, the lines that join all six 4; one run of it is not finite."""
+    x = [[1, 1, 4, 5, 6, 7]] * 3 + [[0, 0, np.nan, 0, 0, 0]]
     table, text = plot_any_env(tmp_path, dense=constant(9, 10, 10, 11), delayed=constant(2, 2, 2, 2), x=x)
     assert table.index.tolist() == ["delayed", "dense", "x"]
     assert table.loc["x", ["final_return", "mean_return", "runs", "runs_expected"]].tolist() == [6, 4, 3, 4]
@@ -256,11 +274,11 @@ def test_any_two_arms_can_be_compared(tmp_path, monkeypatch):
 def test_over_all_lengths_only_complete_seeds_count(tmp_path):
     """Seed 3 lacks L = 5; `teacher` has a length of its own, which no other arm has."""
     write_runs(tmp_path, "teacher", 10, SEEDS, [0, 1, 1], [0, 0, 0])
-    write_runs(tmp_path, "ppo", 2, SEEDS, [0, 6, 6])
-    write_runs(tmp_path, "ppo", 5, (1, 2), [0, 3, 3])
-    write_runs(tmp_path, "x", 2, 1, [0, 6, 12])
-    write_runs(tmp_path, "x", 2, (2, 3), [0, 6, 6])
-    write_runs(tmp_path, "x", 5, (1, 2), [0, 12, 12])
+    write_runs(tmp_path, "ppo", 2, SEEDS, [6, 6, 6])
+    write_runs(tmp_path, "ppo", 5, (1, 2), [3, 3, 3])
+    write_runs(tmp_path, "x", 2, 1, [6, 9, 12])
+    write_runs(tmp_path, "x", 2, (2, 3), [6, 6, 6])
+    write_runs(tmp_path, "x", 5, (1, 2), [12, 12, 12])
     overall = plot(tmp_path, ["length", "arm"])[0].loc["all"]
     assert overall["runs"].to_dict() == {"ppo": 2, "x": 2}
     assert overall["mean_return"].to_dict() == {"ppo": 4.5, "x": 10.5}  # of 6, 6, 3, 3; of 6, 9, 12, 12
@@ -283,7 +301,7 @@ def test_learned_rewards_that_are_used_are_counted(tmp_path):
 def test_of_different_budgets_the_longer_is_cut(tmp_path):
     longer = {"successes": [0, 0, 0, 1], "steps": [*STEPS, 20_000], "total_timesteps": 20_500}
     write_runs(tmp_path, "ppo", 5, SEEDS, [0, 5, 9])
-    write_runs(tmp_path, "long", 5, SEEDS, [0, 5, 5, 99], **longer)
+    write_runs(tmp_path, "long", 5, SEEDS, [5, 5, 5, 99], **longer)
     write_runs(tmp_path, "long", 8, SEEDS, [0, 5, 5, 5], **longer)
     table, text = plot(tmp_path, ["length", "arm"])
     assert table.loc[(5, "long"), ["solved_ever", "mean_return"]].tolist() == [0, 5]
@@ -328,9 +346,9 @@ def test_an_arm_may_have_a_name_that_looks_like_a_number(tmp_path):
 
 def test_new_runs_replace_all_of_their_arms_and_no_others(tmp_path):
     first, second, out = tmp_path / "1", tmp_path / "2", tmp_path / "out"
-    write_runs(first, "ppo", 5, SEEDS, [0, 2, 2])
-    write_runs(first, "a", 5, SEEDS, [0, 4, 4], gamma=0.5)
-    write_runs(second, "a", 5, (11, 12, 13), [0, 6, 6], gamma=0.9)
+    write_runs(first, "ppo", 5, SEEDS, [2, 2, 2])
+    write_runs(first, "a", 5, SEEDS, [4, 4, 4], gamma=0.5)
+    write_runs(second, "a", 5, (11, 12, 13), [6, 6, 6], gamma=0.9)
     (first / "runs" / "planned").write_text("a 5 4\nppo 5 4\n")
     (first / "runs" / "invocations.csv").write_text("commit,seconds\n9048e84,7\n")
     (second / "runs" / "invocations.csv").write_text("commit,torch,seconds\n0123456,2.0,8\n")
@@ -375,6 +393,15 @@ def test_runs_that_cannot_be_used_are_named_and_left_out(tmp_path, capsys):
     assert table[["runs", "runs_expected"]].to_numpy().tolist() == [[1, 7], [1, 4]]
 
 
+def test_what_is_left_out_is_listed_once(tmp_path):
+    """Also of an arm that has no finished run, collected twice"""
+    write_runs(tmp_path, "ppo", 2, 1, [0, 5, 9])
+    write_runs(tmp_path, "x", 2, SEEDS, [0, 5], [0, 0.5], STEPS[:2])
+    for _ in range(2):
+        plot(tmp_path)
+    assert pd.read_csv(tmp_path / "out" / "left_out.csv")["seed"].tolist() == [*SEEDS]
+
+
 def test_bad_input(tmp_path, capsys):
     runs, out = tmp_path / "runs", tmp_path / "out"
     fails(capsys, "there is no finished run in .*runs", runs=runs, out=out)
@@ -411,7 +438,7 @@ def test_steps_to_95_by_length(tmp_path):
     runs = pd.DataFrame(rows * 2 + late, columns=["arm", "length", "steps_to_95"])
     figure = plot_results.plot_steps_to_95(runs)
     axis, legend = figure.axes[0], [text.get_text() for text in figure.legends[0].get_texts()]
-    assert legend == ["credit from another task", "PPO, tuned by hand"]  # as the lines end, from top to bottom
+    assert legend == ["credit from another task", "PPO"]  # as the lines end, from top to bottom
     top = axis.texts[-1].get_position()[1]
     assert axis.texts[-1].get_text() == "never"
     assert 10_000 < top < axis.get_ylim()[1]
@@ -439,11 +466,11 @@ def test_an_arm_looks_the_same_in_all_figures():
     line = np.array([0, 1]), np.ones((3, 2))
 
     def looks(*arms):
-        axis = plot_results.plot("", "", "", dict.fromkeys(arms, line), True)[1]
+        axis = plot_results.plot("", "", "", dict.fromkeys(arms, line))[1]
         found = [(line.get_color(), line.get_marker(), line.get_linestyle()) for line in axis.lines]
         return dict(zip(arms, found, strict=True))
 
-    every = looks(*plot_results.ARMS)
+    every = looks(*(arm for arm in plot_results.ARMS if arm != "ppo.hand"))  # which is `ppo` where that is not run
     assert looks("oracle", "metairn") == {arm: every[arm] for arm in ("oracle", "metairn")}
     together = [arm for arm in every if arm not in ("delayed", "same", "dense", "dense.tuned", "window")]
     assert len({every[arm] for arm in together}) == len(together)
@@ -556,7 +583,7 @@ def test_winners_are_the_best_trials(path):
 def test_the_settings_tuned_by_hand_are_those_with_the_lowest_median():
     folder = ROOT / "results" / "umbrella" / "hidden"
     trials = pd.read_csv(folder / "tuned_by_hand.csv")
-    settings = json.loads((folder / "settings.json").read_text())["ppo"]
+    settings = json.loads((folder / "settings.json").read_text())["ppo.hand"]
     options = list(trials.columns[1 : trials.columns.get_loc("seed")])
     for length, rows in trials.groupby("length"):
         medians = rows.groupby(options)["first_95"].agg(["size", "median"]).query("size == 10")["median"]

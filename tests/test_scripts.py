@@ -9,6 +9,8 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
+from unittest.mock import Mock
 
 import gymnasium as gym
 import numpy as np
@@ -284,10 +286,10 @@ def test_the_policy_is_frozen_until_there_is_evidence(
         assert column(folder, name)[2:] == [value] * 19
 
 
-@pytest.mark.parametrize(("episode", "shape"), [(2, (4, 10)), (4, (8, 10)), (8, (8, 20))])
+@pytest.mark.parametrize(("episode", "shape"), [(2, (4, 10)), (4, (8, 10)), (8, (8, 20)), (16, (8, 40))])
 def test_rollouts_of_few_environments_are_cut_in_parts(cli, constants, episode, shape):
     """At least 8 parts for 16 episodes. The 5 rollouts of 8 steps become 10 of 4 steps, which hold two episodes each;
-    of longer episodes there are enough only after two rollouts or four, which need no cut."""
+    of longer episodes there are enough only after two rollouts or more, which need no cut."""
     acted, seen = [], []
     rollout, learn = ppo_metairn.rollout, ppo_metairn.learn_from_held
 
@@ -302,7 +304,7 @@ def test_rollouts_of_few_environments_are_cut_in_parts(cli, constants, episode, 
 
     constants(EPISODES=16, rollout=recorded_rollout, learn_from_held=recorded_learning)
     flags = ["--chain-length", episode, "--num-envs", 5, "--num-minibatches", 1, "--num-steps", 8, "--eval-every", 160]
-    cli(ppo_metairn, *flags, "--total-timesteps", 160, "--held-steps", 160)
+    cli(ppo_metairn, *flags, "--total-timesteps", 320, "--held-steps", 320)
     assert seen[0].obs.shape[:2] == shape
     taken = torch.cat(acted[: shape[1] * shape[0] // 40], dim=1)  # [8, environments, obs_dim]
     columns = [part for column in taken.unbind(1) for part in column.split(shape[0])]
@@ -408,12 +410,12 @@ def test_irn_from_refuses_what_it_cannot_use(cli, tmp_path, refused):
     def not_taken(message, path, *flags):
         refused(ppo_metairn, [*TINY, "--irn-from", path, *flags], message)
 
-    file = cli(ppo_metairn, *TINY, "--total-timesteps", 64) / "irn.pt"
+    not_taken("has found no credit", cli(ppo_metairn, *TINY, "--total-timesteps", 64))
+    file = cli(ppo_metairn, *TINY, "--total-timesteps", 64, "--held-steps", 0, "--exp-name", "used") / "irn.pt"
     not_taken("No such file or directory", tmp_path / "nowhere")
     not_taken("No such file or directory", tmp_path)  # a folder without a network
     not_taken("kind redistribution, this run needs kernel", file, "--irn", "kernel")
     not_taken("obs_dim 3, this run needs 5", file, "--n-distractor", 2)
-    not_taken("action_dim 2, this run needs 1", file, "--env-id", "Pendulum-v1")
     whole = file.read_bytes()
     for keep in (0, 100, len(whole) // 2, len(whole) - 1):
         file.write_bytes(whole[:keep])
@@ -604,15 +606,18 @@ BAD += [("--env-id field_envs:Inf-v0", "an observation of"), ("--env-id field_en
 BAD += [("--env-id field_envs:NeedsArgument-v0", "NeedsArgument-v0"), ("--env-id field_envs:NoVectors-v0", "Sequence")]
 BAD += [("--env-id field_envs:NoActions-v0", "the action space must be Discrete or a flat Box, got MultiDiscrete")]
 RANGES = "num-steps=0 segment-length=0 reward-delay=0 eval-max-steps=0 eval-episodes=0 ent-coef=-1 gamma=1.5"
-RANGES += f" learning-rate=inf gae-lambda=nan clip-coef=-0.1 seed=-1 seed={2**64}"
+RANGES += f" learning-rate=inf gae-lambda=nan clip-coef=-0.1 seed=-1 seed={2**64} max-grad-norm=0 reward-scale=0"
 BAD += [(f"--{x}", f"--{x.split('=')[0]} must") for x in RANGES.split()]
+BAD += [("--env-id CartPole-v1 --hide-umbrella", "--hide-umbrella is for Umbrella")]
+BAD += [("--live-bonus=nan", "--live-bonus"), ("--delay-normalized", "needs --normalize")]
 BAD = [(ppo_vanilla, *x) for x in BAD]
 BAD += [(ppo_lirpg, f"--{x}", f"--{x.split('=')[0]} must") for x in ("intrinsic-coef=-1", "outer-gamma=1.1")]
 BAD += [(ppo_lirpg, "--intrinsic-coef 0 --extrinsic-coef 0", "both 0")]
 BAD += [(ppo_cln, f"--{x}", f"--{x.split('=')[0]} must") for x in ("noise=-1", "meta-epochs=0", "reg-length=0")]
 BAD += [(ppo_cln, "--intrinsic-coef 0", "both 0"), (ppo_cln, "--layer norm", "--layer norm does not depend on eta")]
 BAD += [(ppo_lirpg, "--num-minibatches 1", "--num-minibatches must be at least 2")]
-BAD += [(ppo_metairn, f"--{x}", f"--{x.split('=')[0]} must") for x in ("intrinsic-coef=inf", "held-steps=-1")]
+RANGES = "intrinsic-coef=inf held-steps=-1 held-steps=200000"
+BAD += [(ppo_metairn, f"--{x}", f"--{x.split('=')[0]} must") for x in RANGES.split()]
 BAD += [(ppo_metairn, f"--held-steps 9 {x}", "--held-steps needs") for x in ("--meta-learning-rate 0", "--irn-from x")]
 
 
@@ -629,6 +634,29 @@ def test_bad_resume(script, cli, refused):
     refused(script, [*TINY, "--total-timesteps", 64], "holds a run")
     (folder / "checkpoint.pt").unlink()
     refused(script, ["--resume", folder], "does not exist")
+
+
+def test_a_checkpoint_that_cannot_be_read_here_is_not_called_damaged(cli, refused, monkeypatch):
+    folder = cli(ppo_vanilla, *TINY, "--total-timesteps", 64)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", Mock(side_effect=ModuleNotFoundError("No module named 'numpy._other'")))
+        refused(ppo_vanilla, ["--resume", folder], "cannot be read here")
+    cli(ppo_vanilla, "--resume", folder)
+
+
+def test_the_callers_options_stay_as_they_are(script, tmp_path):
+    args = script.Args(total_timesteps=1_000, runs_dir=str(tmp_path), eval_every=1_000, eval_episodes=1)
+    before = asdict(args)
+    script.main(args)
+    assert asdict(args) == before
+
+
+def test_ctrl_c_before_the_first_checkpoint(cli, capfd, monkeypatch):
+    monkeypatch.setattr(ppo_vanilla.Run, "evaluate_and_save", Mock(side_effect=KeyboardInterrupt))
+    assert exit_status(cli, ppo_vanilla, *TINY, "--total-timesteps", 64) == 130
+    assert "start it again" in capfd.readouterr().out
+    monkeypatch.undo()
+    cli(ppo_vanilla, *TINY, "--total-timesteps", 64)
 
 
 def test_a_quantity_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(script, cli, tmp_path):

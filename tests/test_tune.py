@@ -195,7 +195,7 @@ def test_first_come_first_served(monkeypatch):
     assert [*tune.counted(task, study)] == [0, 1, 2]
 
 
-def test_failed_trials_are_recorded_and_counted(inside):
+def test_failed_trials_are_recorded_and_counted(inside, capfd):
     """Before the rung and behind it, and a finalist; none is tried again."""
 
     def before(number, key):
@@ -208,6 +208,7 @@ def test_failed_trials_are_recorded_and_counted(inside):
     there = rows[["rung_1", "area_2", "value_at_rung", "value", "value_of_all_seeds"]].notna().astype(int)
     assert there.loc[[1, 3, 4]].to_numpy().tolist() == [[1, 0, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]
     assert json.loads((OUT / "winners.json").read_text())["easy__fake"]["height"] == 0.4  # the other finalist
+    assert "finalist 4 cannot win, seed 4 failed: exit status 3: 4_4" in capfd.readouterr().err
     assert inside(trials=8)["state"].tolist() == rows["state"].tolist()
 
 

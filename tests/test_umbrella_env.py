@@ -168,10 +168,11 @@ def test_bad_calls():
         with pytest.raises(ResetNeeded):
             x.step(action)
         x.reset(seed=1)
-    one, two = [2, -1, 0.5, None, np.zeros(2, int)], [[0], [0, 2], [0, -1], [0.0, 1.0], [[0], [0]], 1]
+    one, two = [2, -1, 0.5, None, np.zeros(2, int)], [[0], [0, 2], [0, -1], [0.0, 1.0], [[0], [0]], 1, np.uint8([0, 2])]
     for x, action in [*((env, x) for x in one), *((envs, x) for x in two)]:
         with pytest.raises(ValueError, match="action"):
             x.step(action)
+    envs.step(np.uint8([0, 1]))  # integers of every kind
     env.step(0)
     env.step(0)
     with pytest.raises(ResetNeeded):

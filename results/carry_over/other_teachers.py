@@ -73,9 +73,12 @@ def oracle(obs_dim):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if sys.argv[1] == "oracle":
-        for study, n_distractor in (("carry_over", 0), ("umbrella/bsuite", 20)):
-            write(oracle(3 + n_distractor), Path(__file__).parents[1] / study / "oracle.pt")
-    else:
-        for seed in map(int, sys.argv[3:] or range(1, 21)):
-            write(supervised(seed), Path(sys.argv[2], "supervised", f"{seed}.pt"))
+    match sys.argv[1:]:
+        case ["oracle"]:
+            for study, n_distractor in (("carry_over", 0), ("umbrella/bsuite", 20)):
+                write(oracle(3 + n_distractor), Path(__file__).parents[1] / study / "oracle.pt")
+        case ["supervised", out, *seeds]:
+            for seed in map(int, seeds or range(1, 21)):
+                write(supervised(seed), Path(out, "supervised", f"{seed}.pt"))
+        case _:
+            metairn.fail("other_teachers.py takes `oracle` or `supervised OUT [SEED...]`")

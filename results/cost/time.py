@@ -27,4 +27,7 @@ def main(runs):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or not any(Path(sys.argv[1]).glob("*/*__metairn__*/progress.csv")):
+        print("error: time.py takes the folder that holds the runs of the studies, such as runs/cost", file=sys.stderr)
+        sys.exit(2)
     main(sys.argv[1])

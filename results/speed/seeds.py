@@ -118,6 +118,9 @@ def main(args):
         success = train(args.train, args.steps, args.compile)
         print("last rollout's share of positive returns:", " ".join(f"{x:.2f}" for x in success))
         return
+    if args.seeds % args.processes:
+        print(f"error: --processes {args.processes} must divide --seeds {args.seeds}", file=sys.stderr)
+        sys.exit(2)
     seconds = {"process": [], "vmap": [], "vmap compiled": []}
     for _ in range(args.rounds):
         with TemporaryDirectory() as folder:

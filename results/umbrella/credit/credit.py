@@ -1,6 +1,6 @@
 """How many episodes does it take to find the credit? Those of the untouched policy, with the umbrella hidden.
 
-    python results/umbrella/credit/credit.py > results/umbrella/credit/credit.csv   # about 20 minutes
+    python results/umbrella/credit/credit.py > credit.csv      # about 20 minutes; then move it here
     python results/umbrella/credit/credit.py table                                  # table.csv and table.md, of it
 
 A row: a way to learn the redistribution network, a length, a number of episodes, a seed; the weight of the last reward
@@ -128,7 +128,10 @@ def tabulate(folder):
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["table"]:
-        tabulate(Path(__file__).parent)
-    else:
-        main()
+    match sys.argv[1:]:
+        case []:
+            main()
+        case ["table"]:
+            tabulate(Path(__file__).parent)
+        case _:
+            metairn.fail("credit.py takes `table` or nothing")

@@ -1,6 +1,6 @@
 """How many episodes until a gradient is more signal than noise? Those of the untouched policy, the umbrella hidden.
 
-    cd results/umbrella/credit && python signal_to_noise.py > signal_to_noise.csv       # about 10 minutes
+    python results/umbrella/credit/signal_to_noise.py > signal_to_noise.csv  # about 10 minutes; then move it here
     python results/umbrella/credit/signal_to_noise.py figure                            # its picture, and signal.csv
 
 A row: a gradient, a length, a number of episodes, a seed (of policy and network); signal over noise of the gradient
