@@ -194,7 +194,7 @@ def test_runs_where_files_cannot_be_locked(cli, monkeypatch, capsys):
 def test_a_damaged_checkpoint_is_set_aside_and_the_run_begins_again(script, cli, interrupt, refused, capsys, keep):
     flags = [*TINY, "--total-timesteps", 128]
     if script is ppo_metairn:
-        flags += ["--irn-from", cli(script, *flags, "--exp-name", "source", "--seed", 9)]
+        flags += ["--irn-from", cli(script, *flags, "--exp-name", "source", "--seed", 9, "--held-steps", 0)]
     straight = cli(script, *flags, "--exp-name", "straight")
     (folder, _), before = interrupt(script, cli, script, *flags), read_result(straight)
     for path in (straight, folder):

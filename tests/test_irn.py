@@ -258,7 +258,7 @@ def test_the_picture_of_a_long_episode_has_blocks(tmp_path):
     weights[0] = torch.arange(1, 121) / 120
     irn = Mock(return_value=(zeros, weights.expand(1, 1, 120, 120)), config={}, state_dict=dict)
     args = ppo_metairn.Args(total_timesteps=1, eval_every=1)
-    state, writer = SimpleNamespace(credit=[]), Mock()
+    state, writer = SimpleNamespace(credit=[], used=1), Mock()
     run = SimpleNamespace(state=state, folder=tmp_path, args=args, writer=writer, num_iterations=1, global_step=1)
     ppo_metairn.log_credit(run, irn, ppo_metairn.Batch(*[zeros] * 6))
     expected = np.zeros((40, 40))

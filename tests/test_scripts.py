@@ -1,6 +1,7 @@
 """The scripts as their users run them: training, evaluation, resume, bad input."""
 
 import ast
+import gc
 import io
 import json
 import math
@@ -641,6 +642,7 @@ def test_a_checkpoint_that_cannot_be_read_here_is_not_called_damaged(cli, refuse
     with monkeypatch.context() as patch:
         patch.setattr(torch, "load", Mock(side_effect=ModuleNotFoundError("No module named 'numpy._other'")))
         refused(ppo_vanilla, ["--resume", folder], "cannot be read here")
+    gc.collect()  # of the refused run, which holds the folder's lock
     cli(ppo_vanilla, "--resume", folder)
 
 
