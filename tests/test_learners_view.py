@@ -176,7 +176,7 @@ def test_a_segment_is_a_minibatchs_unit(script, cli, monkeypatch):
 @pytest.mark.slow
 def test_mujoco_loses_no_statistics_when_it_is_resumed_and_repeats_a_run(script, cli, interrupt, capsys):
     pytest.importorskip("mujoco", reason="needs requirements-mujoco.txt")
-    flags = ["--env-id", "Hopper-v5", "--normalize", "--reward-delay", 5, "--segment-length", 4, *fixed(script)]
+    flags = ["--env-id", "Hopper-v5", "--normalize", "--reward-delay", 4, "--segment-length", 4, *fixed(script)]
     straight = [cli(script, *TRAINS, *flags, "--exp-name", name) for name in ("a", "b")]
     assert_same(*map(read_result, straight))
     folder, calls = interrupt(script, cli, script, *TRAINS, *flags)

@@ -444,7 +444,7 @@ def test_an_irn_pt_cannot_run_code(tmp_path, refused):
     assert (tmp_path / "hacked").exists()
 
 
-PENDULUM = ["--env-id", "Pendulum-v1", "--normalize", "--reward-delay", 3, "--segment-length", 2]
+PENDULUM = ["--env-id", "Pendulum-v1", "--normalize", "--reward-delay", 4, "--segment-length", 2]
 ENVS = [["--chain-length", 4, "--n-distractor", 2], ["--env-id", "CartPole-v1"]]
 
 
