@@ -459,11 +459,18 @@ def row_of(path, **where):
     return table.iloc[0]
 
 
-def better(folder, arm, other, name="mean_return", length=0):
-    """The probability that a run of `arm` is better than one of `other`, with its interval; of one episode length"""
-    evaluations, _, _, env_id = load(ROOT / "results" / folder)
-    runs = measure_runs(evaluations[evaluations["length"] == length], env_id.startswith(UMBRELLA))
-    scores = {x: runs[runs["arm"] == x][[name]].to_numpy() for x in (arm, other)}
+def better(folders, arm, other, name="mean_return", length=0):
+    """The probability that a run of `arm` is better than one of `other`, with its interval; of one episode length
+
+    folders: of one study, or of several tasks whose mean it is, a list.
+    """
+    scores = {arm: [], other: []}
+    for folder in [folders] if isinstance(folders, str) else folders:
+        evaluations, _, _, env_id = load(ROOT / "results" / folder)
+        runs = measure_runs(evaluations[evaluations["length"] == length], env_id.startswith(UMBRELLA))
+        for x, columns in scores.items():
+            columns.append(runs[runs["arm"] == x][name].to_numpy())
+    scores = {x: np.stack(columns, axis=1) for x, columns in scores.items()}
     return interval_text(compare(scores, other, None)[arm], "_better")
 
 
