@@ -448,7 +448,7 @@ def plot_learning(evaluations, env_id):
         samples = iqm(x[draw(arm, CURVE_RESAMPLES, len(x)).T])  # [B, E] of [runs, B, E]
         lines[arm] = table.index / 1000, (iqm(x), *np.quantile(samples, [0.025, 0.975], axis=0))
     labels = "environment steps [thousands]", f"{'success rate' if known else 'return'} (IQM, 95 % CI)"
-    return plot(env_id.removeprefix(UMBRELLA), *labels, lines, markersize=4, markevery=0.12)[0]
+    return plot(env_id.split(":")[-1], *labels, lines, markersize=4, markevery=0.12)[0]
 
 
 def row_of(path, **where):
