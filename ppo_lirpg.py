@@ -106,11 +106,11 @@ class Args:
     meta_learning_rate: float = 1e-4  # Adam's step size for the intrinsic reward network
     intrinsic_coef: float = 1.0  # weight of the intrinsic reward in the reward that PPO learns from
     # With irn mlp and continuous actions, None is what LIRPG's authors chose (Hwhitetooth/lirpg: baselines/ppo2)
-    extrinsic_coef: float | None = None  # the extrinsic reward's; None: 0 if mlp and actions are continuous, else 1
-    tanh_reward: bool | None = None  # r_in is a tanh, and not small at first; None: if mlp and continuous
-    outer_batch: Literal["next", "same"] | None = None  # the outer step's; None: same if mlp and continuous, else next
+    extrinsic_coef: float | None = None  # weight of the extrinsic reward; None: 0 if mlp and continuous actions, else 1
+    tanh_reward: bool | None = None  # r_in is a tanh, and not small at first; None: with mlp and continuous actions
+    outer_batch: Literal["next", "same"] | None = None  # outer minibatch; None: same if mlp and continuous, else next
     outer_gamma: float | None = None  # discount of the outer advantage; None: gamma if mlp and continuous, else 1
-    outer_gae_lambda: float | None = None  # its lambda; None: gae_lambda if mlp and continuous, else 1
+    outer_gae_lambda: float | None = None  # the outer advantage's lambda; None: gae_lambda if mlp and continuous, else 1
     joint_ext_critic: bool | None = None  # reward and extrinsic critic: one Adam step, one rate; None: as tanh_reward
     compile: bool = False  # make machine code of the steps on a minibatch: long runs gain, short ones wait for it
 
