@@ -110,7 +110,7 @@ class Args:
     tanh_reward: bool | None = None  # r_in is a tanh, and not small at first; None: with mlp and continuous actions
     outer_batch: Literal["next", "same"] | None = None  # outer minibatch; None: same if mlp and continuous, else next
     outer_gamma: float | None = None  # discount of the outer advantage; None: gamma if mlp and continuous, else 1
-    outer_gae_lambda: float | None = None  # the outer advantage's lambda; None: gae_lambda if mlp and continuous, else 1
+    outer_gae_lambda: float | None = None  # outer advantage's lambda; None: gae_lambda if mlp and continuous, else 1
     joint_ext_critic: bool | None = None  # reward and extrinsic critic: one Adam step, one rate; None: as tanh_reward
     compile: bool = False  # make machine code of the steps on a minibatch: long runs gain, short ones wait for it
 
