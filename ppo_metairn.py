@@ -97,15 +97,15 @@ class Args:
     norm_adv: bool = True  # normalize advantages in each minibatch
     clip_coef: float = 0.3  # clipping range of the probability ratio; 0.2 left more failures near the solution
     ent_coef: float = 0.0  # weight of the entropy bonus; Umbrella is learned before exploration runs out
-    vf_coef: float = 0.5  # weight of the value loss; the critic's own Adam undoes it, but where the gradient is limited
+    vf_coef: float = 0.5  # weight of the value loss; it matters only where the critic's gradient is limited
     max_grad_norm: float = 0.5  # gradient-norm limit, for actor and critic each on its own
-    target_kl: float | None = None  # end an update after the epoch whose last minibatch has more KL divergence
+    target_kl: float | None = None  # end an update when the KL divergence of an epoch's last minibatch exceeds this
     reward_scale: float = 0.1  # PPO learns from rewards times this, so that returns are near 1 (logs are not scaled)
 
     # The intrinsic reward
     irn: Literal["redistribution", "kernel"] = "redistribution"  # attention over the episode, or elapsed time alone
     irn_from: str | None = None  # take this network (a run folder or an irn.pt) as it is; {seed} stands for the seed
-    held_steps: int | None = None  # most steps of a frozen policy; None: a fifth of the run; 0: r_in as it is, at once
+    held_steps: int | None = None  # freeze the policy so long at most; None: a fifth of the run; 0: IRN as it begins
     meta_learning_rate: float = 1e-2  # Adam's step size for the intrinsic reward network; 0: it stays untrained
     intrinsic_coef: float = 1.0  # weight of the intrinsic reward in the reward that PPO learns from
 
@@ -634,7 +634,7 @@ def load_irn(path, irn, device):
 
 def report_test(run, losses, needed):
     """Says what PPO learns from after phase 1, and why."""
-    why = f"too few episodes have ended to test the intrinsic reward, which needs {EPISODES}, or one a rollout"
+    why = f"too few episodes have ended in a rollout, or in all (at least {EPISODES}), to test the intrinsic reward"
     if losses:
         why = "test episodes gain {evidence:.1f} standard errors by it, {ppo_evidence:.1f} without it".format(**losses)
         why += f"; {needed:.1f} were needed"
@@ -1000,8 +1000,8 @@ class Run:
     def open_folder(self):
         """Makes the folder of a new run. Locks it until the run ends, so that no second process can use it."""
         args, name = self.args, self.args.env_id.split(":")[-1].replace("/", "_")
-        folder = Path(args.runs_dir, f"{name}__{args.exp_name}__{args.chain_length}__{args.seed}")
-        folder = Path(args.resume or folder)
+        name += f"__{args.exp_name}__{args.chain_length}__{args.seed}"
+        folder = Path(args.resume or Path(args.runs_dir, name))
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.lock = open(folder / "lock", "w")  # noqa: SIM115

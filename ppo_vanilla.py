@@ -78,9 +78,9 @@ class Args:
     norm_adv: bool = True  # normalize advantages in each minibatch
     clip_coef: float = 0.3  # clipping range of the probability ratio; 0.2 left more failures near the solution
     ent_coef: float = 0.0  # weight of the entropy bonus; Umbrella is learned before exploration runs out
-    vf_coef: float = 0.5  # weight of the value loss; the critic's own Adam undoes it, but where the gradient is limited
+    vf_coef: float = 0.5  # weight of the value loss; it matters only where the critic's gradient is limited
     max_grad_norm: float = 0.5  # gradient-norm limit, for actor and critic each on its own
-    target_kl: float | None = None  # end an update after the epoch whose last minibatch has more KL divergence
+    target_kl: float | None = None  # end an update when the KL divergence of an epoch's last minibatch exceeds this
     reward_scale: float = 0.1  # PPO learns from rewards times this, so that returns are near 1 (logs are not scaled)
     live_bonus: float = 0.0  # PPO's reward of every step on top of the environment's (Zheng et al. 2018, figure 4)
     compile: bool = False  # make machine code of PPO's step on a minibatch: long runs gain, short ones wait for it
@@ -721,8 +721,8 @@ class Run:
     def open_folder(self):
         """Makes the folder of a new run. Locks it until the run ends, so that no second process can use it."""
         args, name = self.args, self.args.env_id.split(":")[-1].replace("/", "_")
-        folder = Path(args.runs_dir, f"{name}__{args.exp_name}__{args.chain_length}__{args.seed}")
-        folder = Path(args.resume or folder)
+        name += f"__{args.exp_name}__{args.chain_length}__{args.seed}"
+        folder = Path(args.resume or Path(args.runs_dir, name))
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.lock = open(folder / "lock", "w")  # noqa: SIM115
