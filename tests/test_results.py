@@ -332,6 +332,9 @@ def test_settings_may_differ_by_length_and_arm(tmp_path, capsys):
     plot(tmp_path)  # at a length of its own
     write_runs(tmp_path, "x", 50, 1, [0, 1, 1], env_id="umbrella_env:UmbrellaLengthBsuite-v0")
     fails(capsys, "differ in env_id", runs=tmp_path / "runs", out=tmp_path / "out")
+    for length, env_id in {5: "umbrella_env:UmbrellaLength-v0", 7: "umbrella_env:UmbrellaLengthBsuite-v0"}.items():
+        write_runs(tmp_path / "one arm", "x", length, 1, [0, 1, 1], env_id=env_id)
+    fails(capsys, "differ in env_id", runs=tmp_path / "one arm" / "runs", out=tmp_path / "one arm" / "out")
     plot_any_env(tmp_path / "2", "Hopper-v4", **{"Hopper-v4": constant(1, 2, 3)})  # named after its environment
     table, _ = plot_any_env(tmp_path / "2", "Swimmer-v4", **{"Swimmer-v4": constant(4, 5, 6)})
     assert table["mean_return"].to_dict() == {"Hopper-v4": 2, "Swimmer-v4": 5}
