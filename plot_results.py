@@ -459,16 +459,17 @@ def row_of(path, **where):
     return table.iloc[0]
 
 
-def better(folders, arm, other, name="mean_return", length=0):
-    """The probability that a run of `arm` is better than one of `other`, with its interval; of one episode length
+def better(tasks, arm, other=None, name="mean_return", length=0):
+    """The probability that a run of `arm` is better than one of `other`, with its interval
 
-    folders: of one study, or of several tasks whose mean it is, a list.
+    tasks: the folder of a study; or a list of (folder, other, episode length), of the tasks whose mean it is.
     """
-    scores = {arm: [], other: []}
-    for folder in [folders] if isinstance(folders, str) else folders:
+    tasks = [(tasks, other, length)] if isinstance(tasks, str) else tasks
+    scores = {arm: [], (other := tasks[0][1]): []}
+    for folder, *arms, length in tasks:
         evaluations, _, _, env_id = load(ROOT / "results" / folder)
         runs = measure_runs(evaluations[evaluations["length"] == length], env_id.startswith(UMBRELLA))
-        for x, columns in scores.items():
+        for columns, x in zip(scores.values(), (arm, *arms), strict=True):
             columns.append(runs[runs["arm"] == x][name].to_numpy())
     scores = {x: np.stack(columns, axis=1) for x, columns in scores.items()}
     return interval_text(compare(scores, other, None)[arm], "_better")

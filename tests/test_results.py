@@ -269,11 +269,11 @@ def test_any_two_arms_can_be_compared(tmp_path, monkeypatch):
     plot_results.store(tmp_path / "runs", out)
     assert plot_results.better("study", "cln", "regression").startswith("0.56 [")
     assert plot_results.better("study", "cln", "regression", length=7).startswith("1.00 [")
-    for arm, returns in {"cln": 5, "regression": 4}.items():  # another task, for the mean of both
+    for arm, returns in {"cln": 5, "ppo": 4}.items():  # another task, for the mean of both
         for seed in (1, 2, 3):
-            write_runs(tmp_path / "other", arm, 0, seed, [returns] * 6, np.nan, range(0, 6_000, 1_000), **options)
+            write_runs(tmp_path / "other", arm, 7, seed, [returns] * 6, np.nan, range(0, 6_000, 1_000), **options)
     plot_results.store(tmp_path / "other" / "runs", out.with_name("other"))
-    assert plot_results.better(["study", "other"], "cln", "regression").startswith("0.78 [")
+    assert plot_results.better([("study", "regression", 0), ("other", "ppo", 7)], "cln").startswith("0.78 [")
 
 
 def test_over_all_lengths_only_complete_seeds_count(tmp_path):
