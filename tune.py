@@ -74,7 +74,10 @@ def read_task(args):
         x, y = task["seeds"], task["finalist_seeds"]
         check(x and y and len({*x, *y}) == len(x + y), f"{args.file}: seeds and finalist_seeds must all be different")
         check(0 < task["rung"] < task["timesteps"], f"{args.file}: rung must be above 0 and below timesteps")
-        check(task["finalists"] in range(1, 1000), f"{args.file}: finalists must be a whole number above 0")
+        check(
+            type(task["finalists"]) is int and task["finalists"] > 0,
+            f"{args.file}: finalists must be a whole number above 0",
+        )
         task["options"] = " ".join(part.get("options", "") for part in parts).split()
         twice = {x[2:].split("=")[0].replace("-", "_") for x in task["options"]} & {*OURS, *task["space"]}
         check(not twice, f"{args.file}: options must not set {', '.join(twice)}, which the tuning sets")
@@ -85,6 +88,20 @@ def read_task(args):
     vars(args).update(task, settings=json.dumps(task, sort_keys=True), folder=args.out / f"{args.family}__{args.arm}")
 
 
+def make_sampler():
+    """TPE that knows of running trials. Its first ten trials are random, and all arms draw the same in them."""
+
+    class Sampler(optuna.samplers.TPESampler):
+        def sample_independent(self, study, trial, name, distribution):
+            first = trial.system_attrs.get("failed_trial", trial.number)
+            if first >= 10:
+                return super().sample_independent(study, trial, name, distribution)
+            random = optuna.samplers.RandomSampler(seed=zlib.crc32(f"{first} {name}".encode()))
+            return random.sample_independent(study, trial, name, distribution)
+
+    return Sampler(constant_liar=True)
+
+
 def open_study(task, left=4):
     """The study, new or as it is. With other settings it is another study."""
     url = task.storage or f"sqlite:///{task.folder}.db"
@@ -92,7 +109,7 @@ def open_study(task, left=4):
     kinds = {"heartbeat_interval": BEAT, "grace_period": SILENCE, "heartbeat_stale_trial_callback": again}
     kinds["engine_kwargs"] = {"connect_args": {"timeout": 60}} if url.startswith("sqlite:") else {"pool_pre_ping": True}
     names = {"study_name": f"{task.folder.name}.{zlib.crc32(task.settings.encode()):08x}", "direction": "maximize"}
-    names["sampler"] = optuna.samplers.TPESampler(constant_liar=True)  # which knows of running trials
+    names["sampler"] = make_sampler()
     try:
         task.folder.mkdir(parents=True, exist_ok=True)
         return optuna.create_study(storage=optuna.storages.RDBStorage(url, **kinds), load_if_exists=True, **names)

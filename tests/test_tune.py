@@ -297,11 +297,22 @@ def test_two_processes_share_the_trials(storage):
     assert storage or begun == (8 + complete) * 3 + min(complete, 2) * 2  # nothing ran twice
 
 
+def test_all_arms_begin_with_the_same_settings(inside):
+    """Of what both draw; after the first ten, what each arm has found decides."""
+    text = TOML.replace("arms = {", 'arms = { other = { script = "fake.py" },')
+    mine = inside(trials=14, text=text)["height"]
+    inside(trials=14, text=text, arm="other")
+    table = pd.read_csv(OUT / "trials.csv", float_precision="round_trip")
+    other = table[table["arm"] == "other"].set_index("number")["height"]
+    assert mine[:10].is_unique and mine[:10].tolist() == other[:10].tolist()
+    assert not set(mine[10:]) & set(other[10:])
+
+
 BAD = """
 rung = 2000 -> rungs = 2000 -> missing or unknown: rung
 rung = 2000 -> rung = 'x' -> TypeError
 rung = 2000 -> rung = 5000 -> rung must be above 0 and below timesteps
-finalists = 2 -> finalists = 2.5 -> finalists must be a whole number above 0
+finalists = 2 -> finalists = 2.0 -> finalists must be a whole number above 0
 [1, 2, 3] -> [] -> seeds and finalist_seeds must all be different
 [1, 2, 3] -> [1, 2, 4] -> seeds and finalist_seeds must all be different
 --chain-length 2 -> --chain-length 2 --seed=3 -> options must not set seed
