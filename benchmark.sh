@@ -13,6 +13,7 @@
 # power cut the same command completes the set, with the same numbers. OUT holds the run folders, logs/ and results/.
 # A line of FILE is an arm, NAME SCRIPT LENGTHS TIMESTEPS [OPTIONS...]. A word that begins with # begins a comment.
 #   student ppo_metairn 20,50 100000 --irn-from {out}/UmbrellaLength-v0__teacher__10__{seed} @tuned.json#student
+# Arms run at the same time. So an arm that others need, such as teacher here, runs first, in a call of its own (ALGOS).
 # An arm may have several lines, of other LENGTHS (0 for environments other than Umbrella). {out} stands for OUT. SCRIPT
 # and @FILE.json are paths from this folder on. @FILE.json stands for the options in it: {"gamma": 1.0} for --gamma 1.0.
 # @FILE.json#KEY takes them from {KEY: {"gamma": 1.0}}. Options override the benchmark's own, such as --eval-every 1000.
@@ -22,8 +23,8 @@
 set -feuo pipefail
 fail() { echo "error: $*" >&2 && exit 2; }
 # Settings: environment variables
-here=$(dirname "$0") mode=${1-}
-[[ ! ${ENV_IDS:=} || ${STUDY:=} ]] || export LENGTHS=${LENGTHS:-0}
+here=$(dirname "$0") mode=${1-} ENV_IDS=$(echo ${ENV_IDS-}) SEEDS=$(echo ${SEEDS-})
+[[ ! $ENV_IDS || ${STUDY:=} ]] || export LENGTHS=${LENGTHS:-0}
 case $mode in
     '' | --report) ;;
     --task) read -r ALGOS LENGTHS SEEDS _ < <(sed -n "$((SLURM_ARRAY_TASK_ID + $2))p" "$OUT/slurm/runs") ;;
@@ -103,7 +104,7 @@ stop() { # exit status: kills what this benchmark has started
     [[ $ENV_IDS ]] || { record && echo "stopped; the same command goes on from the last evaluation of each run"; }
     exit "$1"
 }
-trap 'stop 130' INT && trap 'stop 143' TERM
+trap 'stop 130' INT && trap 'stop 143' TERM && trap 'kill $(jobs -pr) 2>/dev/null || true' EXIT
 for id in $ENV_IDS; do # all of this for each of them, in the background since a signal interrupts only `wait`
     ENV_IDS='' OUT=$OUT/${id##*:} EXTRA_ARGS="${EXTRA_ARGS:+$EXTRA_ARGS }--env-id $id" bash "$0" $mode &
     wait $! || status=$?
@@ -142,16 +143,20 @@ report() { # the figures of what is finished, then what is not; exit status 1 if
 [[ $mode != --report ]] || report
 
 # Only one benchmark at a time in OUT (many tasks of a job array), and only of one kind
-mkdir -p "$OUT/logs"
-lock() { "$PYTHON" -c "import fcntl; fcntl.flock(9, fcntl.LOCK_$1)" 2>/dev/null; } # shared or exclusive
+mkdir -p "$OUT/logs" 2>/dev/null || fail "OUT: $OUT cannot be made"
+locks='import fcntl, sys
+try: fcntl.flock(9, eval(sys.argv[1], vars(fcntl)))
+except BlockingIOError: sys.exit(1)
+except OSError as error: print(f"no file locks here ({error.strerror}): see to it that nothing else uses OUT")'
+lock() { "$PYTHON" -c "$locks" "$1" 2>/dev/null; } # shared or exclusive
 exec 9<>"$OUT/lock" # the runs inherit it: the lock is held until the last of them has ended
-lock "$([[ $mode == --task ]] && echo SH || echo 'EX | fcntl.LOCK_NB')" || # a task waits while another one is refused
+lock "$([[ $mode == --task ]] && echo LOCK_SH || echo 'LOCK_EX | LOCK_NB')" || # a task waits while another one is refused
     fail "another benchmark, or a run that one left behind, is at work in $OUT: wait for it, or set another OUT"
 [[ $mode == --task || ! -s $OUT/slurm/jobs || ! $(squeue --noheader --jobs "$(<"$OUT/slurm/jobs")" 2>/dev/null) ]] ||
     fail "Slurm jobs $(<"$OUT/slurm/jobs") are at work in $OUT: wait for them, cancel them, or set another OUT"
 kind="STUDY=${STUDY:+$(cksum <<<"$table")} TOTAL_TIMESTEPS=$TOTAL_TIMESTEPS EXTRA_ARGS=$EXTRA_ARGS"
 kind+=" code=$(set +f && cat "$here"/ppo_*.py "$here/umbrella_env.py" | cksum)"
-[[ -e $OUT/kind ]] || echo "$kind" >"$OUT/kind"
+[[ -s $OUT/kind ]] || { echo "$kind" >"$OUT/kind.tmp" && mv "$OUT/kind.tmp" "$OUT/kind"; }
 [[ $(<"$OUT/kind") == "$kind" ]] || fail "$OUT holds runs of another kind ($(<"$OUT/kind")), not $kind: set another OUT"
 [[ ! -s $csv || $(head -n 1 "$csv") == "$columns" ]] || fail "the columns of $csv are not $columns: move it away"
 [[ $mode == --task || ${#todo[@]} == 0 ]] || printf '%s\n' "${todo[@]}" | cut -d ' ' -f 1-3 >>"$OUT/planned"
@@ -171,7 +176,7 @@ if [[ $LAUNCHER == slurm && ${#todo[@]} -gt 0 ]]; then # one task a run, then a 
         job=$(sbatch --parsable --export=ALL --mem=2G "$@") || fail "sbatch refused a job; submitted: ${jobs:-none}"
         job=${job%%;*} jobs+=${jobs:+,}${job%%;*} && echo "$jobs" >"$OUT/slurm/jobs"
     }
-    lock SH # from here on its tasks may run
+    lock LOCK_SH # from here on its tasks may run
     for ((first = 0, n = ${#todo[@]}; first < n; first += most)); do
         submit --job-name=metairn --time="${SBATCH_TIMELIMIT:-01:00:00}" --requeue --open-mode=append --output="$OUT/slurm/%A_%a.out" \
             --array="1-$((n - first < most ? n - first : most))" --wrap "exec bash \"\$benchmark\" --task $first"
@@ -194,8 +199,8 @@ while ((${#pids[@]} || next < ${#todo[@]})); do
     for i in "${!pids[@]}"; do
         ! kill -0 "${pids[i]}" 2>/dev/null || continue
         set_run ${todo[i]}
-        if wait "${pids[i]}"; then
-            finished=$((finished + 1)) outcome="finished in $((SECONDS - began[i])) s" && touch "$folder/finished"
+        if wait "${pids[i]}" && touch "$folder/finished"; then
+            finished=$((finished + 1)) outcome="finished in $((SECONDS - began[i])) s"
         else
             status=$? failed=$((failed + 1)) outcome="FAILED with status $status"
             ((status <= 128)) || echo "killed by signal $((status - 128))" >>"$log"

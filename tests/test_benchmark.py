@@ -160,6 +160,18 @@ def test_what_failed_or_was_killed_is_said_and_what_ran_is_recorded(benchmark):
     assert_refused(benchmark(LENGTHS="5"), "invocations.csv")
 
 
+def test_a_run_that_left_no_folder_has_failed(benchmark):
+    """The others go on. Then the same command completes the set, also where a full disk has left an empty `kind`."""
+    action = "if step == 3000 and 'vanilla' in options['exp-name']: os.rename(folder, 'gone')"
+    process = benchmark(at_checkpoint=action, WORKERS=1)
+    assert process.returncode == 1 and "ppo_vanilla 2 1 FAILED with status 1" in process.stdout
+    assert finished(benchmark.out) == ["ppo_metairn__2__1"]
+    (benchmark.out / "kind").write_text("")
+    assert_good(benchmark(ENV_IDS=" ", SEEDS=" 1  "))
+    assert finished(benchmark.out) == ["ppo_metairn__2__1", "ppo_vanilla__2__1"]
+    assert (benchmark.out / "kind").read_text().startswith("STUDY= ")
+
+
 def test_a_second_benchmark_leaves(benchmark):
     """The second one is started by a run of the first; so is a third, when SIGKILL has made that run an orphan."""
     action = f"""if step == 1000:
@@ -192,6 +204,7 @@ MALFORMED += ["arm ppo_vanilla.py 2 1000", "arm ../ppo_vanilla 2 1000", "a__rm p
         ({"LAUNCHER": "pbs"}, "LAUNCHER must be local or slurm, got pbs"),
         ({"EXTRA_ARGS": "--hide-umbrella --seed=4"}, "EXTRA_ARGS must not set --seed"),
         ({"STUDY": "nothing.txt"}, "STUDY: there is no file nothing.txt"),
+        ({"OUT": __file__}, "OUT: .* cannot be made"),
         ({"PYTHON": "false"}, "PYTHON=false does not find torch"),
         ({"text": ARMS, "ALGOS": "teacher ppo_vanilla"}, "ALGOS: arms of it.txt has no arm ppo_vanilla"),
         ({"text": ARMS, "ALGOS": "teacher", "LENGTHS": "10"}, "no arm runs at 10"),
