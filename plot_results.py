@@ -12,13 +12,13 @@ that is in RUNS replaces that arm in OUT, and OUT's other arms stay:
     left_out.csv        runs that are missing, unfinished or not finite, and why; only if there are any
 Then, from these: table.csv and table.md, and a figure, steps_to_95.png (Umbrella, several lengths) or learning.png.
 
-Return over training is the mean height of the lines that join a run's evaluations, however many these are. Final
-return is the mean of the last 3. Point estimates are interquartile means (IQM), intervals 95 % percentile intervals of
-a bootstrap over runs, stratified by length, with a fixed seed: Agarwal et al., "Deep Reinforcement Learning at the Edge
-of the Statistical Precipice", NeurIPS 2021. Their last decimal is above the bootstrap's Monte Carlo error and a
-thousandth of the interval, and the second at most. PPO is the first arm of `ppo`, `ppo.hand`, `ppo.tpe`, `delayed`. The
-gap is that between it and `oracle` or `dense`. An arm closes (IQM - low IQM) / (high IQM - low IQM) of it. If the upper
-end's interval is not above the lower's, there is no gap.
+Return over training is the mean height of the lines that join a run's evaluations, however many these are; the last one
+holds to the last of any arm. Final return is the mean of the last 3. Point estimates are interquartile means (IQM),
+intervals 95 % percentile intervals of a bootstrap over runs, stratified by length, with a fixed seed: Agarwal et al.,
+"Deep Reinforcement Learning at the Edge of the Statistical Precipice", NeurIPS 2021. Their last decimal is above the
+bootstrap's Monte Carlo error and a thousandth of the interval, and the second at most. PPO is the first arm of `ppo`,
+`ppo.hand`, `ppo.tpe`, `delayed`. The gap is that between it and `oracle` or `dense`. An arm closes (IQM - low IQM) /
+(high IQM - low IQM) of it. If the upper end's interval is not above the lower's, there is no gap.
 """
 
 import gzip
@@ -75,8 +75,8 @@ BASES = "ppo", "ppo.hand", "ppo.tpe", "delayed"  # what is PPO in a study: the f
 RESAMPLES, CURVE_RESAMPLES = 20_000, 1_000
 SOLVED, LAST = 0.95, 3  # success rate; evaluations in the final return: one alone is noisy
 RUN, MEASURES = ["arm", "length", "seed"], ["eval_return", "eval_success", "evidence", "intrinsic_used", "rho"]
-TEXT = {"arm": str}  # an arm's name may look like a number: 1e-3
-DIFFER = {"exp_name", "seed", "chain_length", "num_steps", "runs_dir", "resume", "evaluate", "cuda", "track"}
+TEXT = {"arm": str}  # as converters: an arm's name may look like a number, 1e-3, or like none, NA
+DIFFER = {"exp_name", "seed", "chain_length", "runs_dir", "resume", "evaluate", "cuda", "track"}
 
 
 @dataclass
@@ -122,7 +122,7 @@ def collect(runs):
         try:
             args = json.loads((folder / "args.json").read_text())
             run = args["exp_name"], args["chain_length"], args["seed"]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             print(f"{folder}/args.json cannot be read: {type(error).__name__}: {error}", file=sys.stderr)
             continue
         if run in found:
@@ -140,7 +140,7 @@ def collect(runs):
                     fail(f"{folder} and {other_folder} differ in {name} ({x}, {y}): plot them apart")
             evaluations.append(progress.assign(**dict(zip(RUN, run, strict=True))))
     planned = Path(runs, "planned").read_text().splitlines() if Path(runs, "planned").exists() else []
-    for name, length, seed in sorted({tuple(line.split()) for line in planned}):
+    for name, length, seed in sorted({tuple(line.split()) for line in planned if len(line.split()) == 3}):
         if (run := (name, int(length), int(seed))) not in found:
             left_out[run] = "missing: there is no readable run folder"
     if not evaluations:
@@ -175,15 +175,18 @@ def store(runs, out):
     evaluations, settings, left_out = collect(runs)
     new, tables = set(settings), {"evaluations.csv.gz": evaluations, "left_out.csv": left_out}
     if Path(runs, "invocations.csv").exists():
-        table = pd.read_csv(Path(runs, "invocations.csv"), dtype=str)  # a commit may look like one: 9048e84
+        table = read_table(Path(runs, "invocations.csv"))
         tables["invocations.csv"] = table.assign(arms=" ".join(sorted(new)))
     if (out / "settings.json").exists():
-        settings = json.loads((out / "settings.json").read_text()) | settings
+        settings = read_settings(out) | settings
         for name in [name for name in tables if (out / name).exists()]:
-            column, kinds = ("arms", str) if name == "invocations.csv" else ("arm", TEXT)
-            old = pd.read_csv(out / name, dtype=kinds)
-            old[column] = [" ".join(arm for arm in arms.split() if arm not in new) for arms in old[column]]
-            tables[name] = pd.concat([old[old[column] != ""], tables[name]])
+            old = read_table(out / name)
+            if name == "invocations.csv":
+                old["arms"] = [" ".join(arm for arm in arms.split() if arm not in new) for arms in old["arms"]]
+                old = old[old["arms"] != ""]
+            else:
+                old = old[~old["arm"].isin(new)]
+            tables[name] = pd.concat([old, tables[name]])
         tables["left_out.csv"] = tables["left_out.csv"].drop_duplicates(RUN, keep="last")
     evaluations = tables["evaluations.csv.gz"].dropna(axis=1, how="all")
     envs = by_cell(evaluations, settings, "env_id")
@@ -194,22 +197,33 @@ def store(runs, out):
     tables["evaluations.csv.gz"] = evaluations[order].sort_values(order[:4])
     try:
         out.mkdir(parents=True, exist_ok=True)
+        write(out / "settings.json", json.dumps(dict(sorted(settings.items())), indent=2) + "\n")
+        for name, table in tables.items():
+            write(out / name, table) if len(table) else (out / name).unlink(missing_ok=True)
     except OSError as error:
-        fail(f"--out {out} cannot be made: {error.strerror}")
-    for name, table in tables.items():
-        write(out / name, table) if len(table) else (out / name).unlink(missing_ok=True)
-    write(out / "settings.json", json.dumps(dict(sorted(settings.items())), indent=2) + "\n")
+        fail(f"--out {out} cannot be written: {error.strerror}")
+
+
+def read_table(path):
+    """A CSV file that this program wrote. Fails if it cannot be read."""
+    kinds = {"dtype": str} if path.name == "invocations.csv" else {"converters": TEXT}  # 9048e84 is a commit
+    try:
+        return pd.read_csv(path, float_precision="round_trip", **kinds)
+    except (OSError, ValueError, EOFError, zlib.error) as error:
+        fail(f"{path} is not what an earlier call collected ({error}); collect runs with --runs RUNS_DIR")
+
+
+def read_settings(out):
+    try:
+        return json.loads((out / "settings.json").read_text())
+    except (OSError, ValueError) as error:
+        fail(f"{out} does not hold what an earlier call collected ({error}); collect runs with --runs RUNS_DIR")
 
 
 def load(out):
     """Evaluations up to the smallest budget of all arms of a length; what to say of that; left-out runs; the task"""
-    try:
-        settings = json.loads((out / "settings.json").read_text())
-        evaluations = pd.read_csv(out / "evaluations.csv.gz", dtype=TEXT, float_precision="round_trip")
-        path = out / "left_out.csv"
-        left_out = pd.read_csv(path, dtype=TEXT) if path.exists() else pd.DataFrame(columns=RUN)
-    except (OSError, ValueError) as error:
-        fail(f"{out} does not hold what an earlier call collected ({error}); collect runs with --runs RUNS_DIR")
+    settings, evaluations = read_settings(out), read_table(out / "evaluations.csv.gz")
+    left_out = read_table(path) if (path := out / "left_out.csv").exists() else pd.DataFrame(columns=RUN)
     budgets, said = by_cell(evaluations, settings, "total_timesteps"), []
     least = {length: min(x for (n, _), x in budgets.items() if n == length) for length, _ in budgets}
     for (length, arm), budget in budgets.items():
@@ -276,7 +290,7 @@ def compare(scores, base, top):
             with np.errstate(divide="ignore", invalid="ignore"):
                 shares = [(x[arm] - x[base]) / (x[top] - x[base]) for x in (points, samples)]
             compared["_closed"] = interval(*shares, min(runs[arm], runs[base], runs[top]))
-        elif {base, top} <= scores.keys():
+        elif {base, top} <= scores.keys() and np.isfinite([rows[top]["_low"], rows[base]["_high"]]).all():
             row["_no_gap"] = int(not gap)
         row |= {name + end: value for name, values in compared.items() for end, value in values.items()}
     return rows
@@ -287,16 +301,19 @@ def quartiles(steps):
     return np.quantile(steps, [0.25, 0.5, 0.75], method="inverted_cdf")
 
 
-def mean_height(curve):
-    """Of the lines that join a run's evaluations, from the first to the last"""
-    return np.trapezoid(curve["eval_return"], curve["global_step"]) / np.ptp(curve["global_step"])
+def mean_height(curve, end):
+    """Of the lines that join a run's evaluations, from the first to step `end`; the last one holds"""
+    steps, heights = [*curve["global_step"], end], [*curve["eval_return"], curve["eval_return"].iloc[-1]]
+    return np.trapezoid(heights, steps) / (end - steps[0])
 
 
 def measure_runs(evaluations, known):
     """All evaluations -> table with a row for each run"""
     last, later = evaluations.groupby(RUN).last(), evaluations[evaluations["global_step"] > 0].groupby(RUN)
     columns = {"final_return": later["eval_return"].apply(lambda x: x.tail(LAST).mean())}
-    columns["mean_return"] = evaluations.groupby(RUN)[["global_step", "eval_return"]].apply(mean_height)
+    ends = evaluations.groupby("length")["global_step"].max()  # of any arm: rollouts of other sizes end elsewhere
+    curves = evaluations.groupby(RUN)[["global_step", "eval_return"]]
+    columns["mean_return"] = curves.apply(lambda curve: mean_height(curve, ends[curve.name[1]]))
     if known:
         first = evaluations[evaluations["eval_success"] >= SOLVED].groupby(RUN)["global_step"].min()
         columns |= {"steps_to_95": first.reindex(last.index).fillna(np.inf), "final_success": last["eval_success"]}
@@ -453,7 +470,7 @@ def plot_learning(evaluations, env_id):
 
 def row_of(path, **where):
     """The one row of a CSV file in results/ in which these columns have these values"""
-    table = pd.read_csv(ROOT / "results" / path, dtype=TEXT)
+    table = pd.read_csv(ROOT / "results" / path, converters=TEXT)
     table = table[(table[[*where]].astype(str) == [*map(str, where.values())]).all(axis=1)]
     assert len(table) == 1, f"{path}: {len(table)} rows with {where}"
     return table.iloc[0]
@@ -477,9 +494,10 @@ def better(tasks, arm, other=None, name="mean_return", length=0):
 
 def at_random(folder, family, arm):
     """Of the first ten trials of a tuning, whose settings all arms share: mean value, how often it is above PPO's"""
-    trials = pd.read_csv(ROOT / "results" / folder / "trials.csv", dtype=TEXT)
+    trials = pd.read_csv(ROOT / "results" / folder / "trials.csv", converters=TEXT)
     trials = trials[(trials["family"] == family) & (trials["number"] < 10)]
-    values = trials.pivot(index="number", columns="arm", values="value_at_rung")
+    values, rates = (trials.pivot(index="number", columns="arm", values=x) for x in ("value_at_rung", "learning_rate"))
+    assert rates[arm].tolist() == rates["ppo"].tolist(), f"{folder}: {family}, {arm} and ppo began with other settings"
     return {"value": values[arm].mean(), "ahead": (values[arm] > values["ppo"]).sum()}
 
 

@@ -623,8 +623,9 @@ def load_irn(path, irn, device):
         for name, value in irn.config.items():
             if network["config"].get(name) != value:
                 fail(f"--irn-from {path}: its network has {name} {network['config'].get(name)}, this run needs {value}")
-        if network.get("used", 1) != 1:
-            fail(f"--irn-from {path}: that run has found no credit, so its network is as it began")
+        if (used := network.get("used", 1)) != 1:
+            why = "has found no credit, so its network is as it began" if used == 0 else "has not yet found credit"
+            fail(f"--irn-from {path}: that run {why}")
         irn.load_state_dict(network["parameters"])
     except (FileNotFoundError, PermissionError) as error:
         fail(f"--irn-from {path}: {error.strerror}")

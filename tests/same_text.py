@@ -47,8 +47,9 @@ def main(write=False):
         if write:
             path.write_text(text)
         for name in differing:
-            print(f"{path.name}: {name} {'copied from' if write else 'differs from'} {SOURCE.name}")
-        same &= write or not differing
+            copied = write and "(" not in name
+            print(f"{path.name}: {name} {'copied from' if copied else 'differs from'} {SOURCE.name}")
+            same &= copied
     return same
 
 

@@ -48,7 +48,7 @@ def plot(folder, index="arm", out=None):
     """Collects folder/runs into folder/out, or into `out` -> table.csv, by arm or by length and arm, and table.md"""
     out = out or folder / "out"
     plot_results.main(plot_results.Args(runs=str(folder / "runs"), out=str(out)))
-    return pd.read_csv(out / "table.csv", dtype={"arm": str}).set_index(index), (out / "table.md").read_text()
+    return pd.read_csv(out / "table.csv", converters={"arm": str}).set_index(index), (out / "table.md").read_text()
 
 
 def plot_any_env(folder, env_id="Some-v5", **arms):
@@ -173,8 +173,9 @@ def test_return_over_training_does_not_depend_on_the_number_of_evaluations(tmp_p
     write_runs(tmp_path, "ppo", 2, SEEDS, [0, 8, 8])
     steps = {"steps": [0, 2_500, 5_000, 7_500, 10_000], "successes": [0] * 5}
     write_runs(tmp_path, "often", 2, SEEDS, [0, 4, 8, 8, 8], **steps)
+    write_runs(tmp_path, "short", 2, SEEDS, [0, 8, 8], steps=[0, 5_000, 7_500], num_steps=375)  # another would be later
     table, _ = plot(tmp_path)
-    assert table["mean_return"].to_dict() == {"ppo": 6, "often": 6}
+    assert table["mean_return"].to_dict() == {"ppo": 6, "often": 6, "short": 6}
 
 
 def test_known_answers_of_any_environment(tmp_path, capsys):
@@ -244,6 +245,8 @@ def test_comparisons_of_few_runs(tmp_path):
     _, text = plot_any_env(tmp_path / "without delayed", dense=constant(5), x=constant(4))
     assert "gap" not in text
     assert "| `x` | 1/1 | 4.00 of 1 run | 4.00 of 1 run |" in text
+    _, text = plot_any_env(tmp_path / "one each", delayed=constant(0), dense=constant(9), x=constant(4))
+    assert "gap" not in text  # whether there is one is not known
 
 
 def test_any_two_arms_can_be_compared(tmp_path, monkeypatch):
@@ -343,12 +346,13 @@ def test_settings_may_differ_by_length_and_arm(tmp_path, capsys):
 
 
 def test_an_arm_may_have_a_name_that_looks_like_a_number(tmp_path):
-    for arm in ("1e-3", "007"):
+    for arm in ("1e-3", "007", "NA", "my run"):
         write_runs(tmp_path, arm, 5, SEEDS, [0, 2, 2])
     (tmp_path / "runs" / "planned").write_text("007 5 4\n")
     for _ in range(2):  # the second time beside what the first has stored
         table, text = plot(tmp_path)
-        assert table["runs_expected"].to_dict() == {"007": 4, "1e-3": 3}
+        assert table["runs_expected"].to_dict() == {"007": 4, "1e-3": 3, "NA": 3, "my run": 3}
+        assert set(table["mean_return"]) == {1.5}
         assert "`007`" in text
 
 
@@ -386,7 +390,10 @@ def test_runs_that_cannot_be_used_are_named_and_left_out(tmp_path, capsys):
     write_runs(tmp_path, "metairn", 2, 1, [0, 5, 9])
     (write_runs(tmp_path, "metairn", 2, 2, [0, 5, 9]) / "intrinsic.npz").write_text("damaged")
     (write_runs(tmp_path, "ppo", 2, 7, [0, 0, 0]) / "args.json").write_text("{")
-    (tmp_path / "runs" / "planned").write_text("".join(f"metairn 2 {seed}\n" for seed in (1, 2, 3, 6, 3)) + "ppo 2 7\n")
+    (write_runs(tmp_path, "ppo", 2, 8, [0, 0, 0]) / "args.json").write_text("[]")
+    (tmp_path / "runs" / "planned").write_text(
+        "".join(f"metairn 2 {seed}\n" for seed in (1, 2, 3, 6, 3)) + "ppo 2 7\nppo 2"
+    )
     table, _ = plot(tmp_path)
     err = capsys.readouterr().err
     reasons = {2: "unfinished: stopped at step 5000", 3: "not finite", 4: "not finite", 5: "No such file"}
@@ -395,6 +402,7 @@ def test_runs_that_cannot_be_used_are_named_and_left_out(tmp_path, capsys):
     for name, seed in (("metairn", 3), ("metairn", 6), ("ppo", 7)):
         assert f"{name}, L = 2, seed {seed}: missing: there is no readable run folder" in err
     assert re.search("__ppo__2__7/args.json cannot be read: JSONDecodeError", err)
+    assert re.search("__ppo__2__8/args.json cannot be read: TypeError", err)
     assert set(pd.read_csv(tmp_path / "out" / "evaluations.csv.gz")["seed"]) == {1}
     reasons = pd.read_csv(tmp_path / "out" / "left_out.csv")["reason"]
     assert (len(reasons), reasons.str.contains(str(tmp_path)).any()) == (err.count("left out: "), False) == (9, False)
@@ -425,8 +433,16 @@ def test_bad_input(tmp_path, capsys):
     run = write_runs(tmp_path, "ppo", 2, 3, [0, 5, 9], gamma=0.9)
     fails(capsys, r"__3 and .*__2 differ in gamma \(0.9, None\)", runs=runs, out=out)
     shutil.rmtree(run)
+    run = write_runs(tmp_path, "ppo", 2, 3, [0, 5, 9], num_steps=100)
+    fails(capsys, r"__3 and .*__2 differ in num_steps \(100, 50\)", runs=runs, out=out)
+    shutil.rmtree(run)
     (tmp_path / "file").touch()
-    fails(capsys, "--out .*file.* cannot be made: ", runs=runs, out=tmp_path / "file" / "x")
+    fails(capsys, "--out .*file.* cannot be written: ", runs=runs, out=tmp_path / "file" / "x")
+    plot(tmp_path)
+    for name, size in {"evaluations.csv.gz": 40, "settings.json": 9}.items():
+        (out / name).write_bytes((out / name).read_bytes()[:size])
+        fails(capsys, "not what an earlier call|not hold what an earlier call", out=out)
+        fails(capsys, "not what an earlier call|not hold what an earlier call", runs=runs, out=out)
 
 
 def test_the_bytes_of_a_compressed_table_do_not_depend_on_time(tmp_path, monkeypatch):

@@ -45,7 +45,8 @@ def kernels(runs):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     rows = []
-    for folder in Path(runs).glob("*__teacher__*"):
+    folders = sorted(Path(runs).glob("*__teacher__*"))
+    for folder in folders or metairn.fail(f"there is no run of the arm teacher in {runs}"):
         irn, zeros = metairn.IntrinsicRewardNetwork(1, Discrete(2), "kernel"), torch.zeros(ROLLOUT, 1)
         metairn.load_irn(folder, irn, "cpu")
         _, weights = irn(zeros.unsqueeze(-1), zeros.long(), zeros, zeros)

@@ -18,8 +18,12 @@ def main(runs):
     for folder in sorted(path for path in HERE.iterdir() if path.is_dir()):
         seconds = {}
         for arm in ("ppo", "metairn"):
-            paths = (Path(runs) / folder.name).glob(f"*__{arm}__*/progress.csv")
-            seconds[arm] = pd.Series([pd.read_csv(path)["wall_time"].iloc[-1] for path in paths])
+            paths = [*(Path(runs) / folder.name).glob(f"*__{arm}__*/finished")]
+            if not paths:
+                print(f"error: no run of {arm} is finished in {Path(runs) / folder.name}", file=sys.stderr)
+                sys.exit(2)
+            ends = [pd.read_csv(path.with_name("progress.csv"))["wall_time"].iloc[-1] for path in paths]
+            seconds[arm] = pd.Series(ends)
         row = {"env": folder.name, "runs": min(map(len, seconds.values()))}
         row |= {arm: x.median() for arm, x in seconds.items()}
         rows.append(row | {"ratio": row["metairn"] / row["ppo"]})

@@ -167,6 +167,10 @@ def main(args):
         subprocess.run(["git", "-C", ROOT, "worktree", "add", "-q", "--detach", before, args.commit], check=True)
         try:
             made = commands(args, before, Path(folder, "runs"))
+            named = {"tasks": {task for task, _ in made}, "programs": {program for _, program in made}}
+            for what, known in named.items():
+                if unknown := set(getattr(args, what)) - known:
+                    sys.exit(f"error: --{what}: {', '.join(unknown)} is none of {', '.join(sorted(known))}")
             first = pd.read_csv(args.out)["round"].max() + 1 if args.out.exists() else 0
             for index in range(first, first + args.rounds):
                 for (task, program), command in made.items():
