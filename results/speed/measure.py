@@ -68,7 +68,7 @@ def commands(args, before, runs):
     made = {}
     for place, prefix in ((ROOT, ""), (before, "before.")):
         for task, (options, *_) in TASKS.items():
-            for script in ("ppo_vanilla", "ppo_lirpg", "ppo_metairn"):
+            for script in ("ppo_vanilla", "ppo_lirpg", "ppo_metairn", *["ppo_cln"] * (place == ROOT)):
                 flags = f"{options} {NO_EVALUATION} --runs-dir {runs}"
                 flags += " --held-steps 0" if script == "ppo_metairn" else ""
                 made[task, prefix + script] = ours(place / f"{script}.py", flags)
