@@ -55,6 +55,17 @@ def test_a_shared_line_that_one_script_lacks_is_found_and_copied(name, line, par
     assert updated(source, whole) == (whole, [])
 
 
+def test_nothing_is_said_to_be_copied_that_is_not(tmp_path, monkeypatch, capsys):
+    """A function that is marked as shared, but that ppo_vanilla.py does not have"""
+    text = SOURCE.read_text()
+    (tmp_path / SOURCE.name).write_text(text)
+    (tmp_path / "ppo_x.py").write_text(text.replace("\ndef main(", "\ndef f():  # shared\n    pass\n\n\ndef main("))
+    monkeypatch.setattr("same_text.SOURCE", tmp_path / SOURCE.name)
+    for write in (True, False):
+        assert not main(write)
+        assert re.fullmatch("ppo_x.py: f .* differs from ppo_vanilla.py\n", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_is_defined_under_one_name_is_marked_as_shared_and_the_same_text(name):
     """Each script defines what it needs in the same order, and only `main` and options of one name may differ."""
@@ -417,6 +428,8 @@ def test_irn_from_refuses_what_it_cannot_use(cli, tmp_path, refused):
     not_taken("No such file or directory", tmp_path)  # a folder without a network
     not_taken("kind redistribution, this run needs kernel", file, "--irn", "kernel")
     not_taken("obs_dim 3, this run needs 5", file, "--n-distractor", 2)
+    torch.save(torch.load(file) | {"used": float("nan")}, tmp_path / "early.pt")  # of a run in its first phase
+    not_taken("has not yet found credit", tmp_path / "early.pt")
     whole = file.read_bytes()
     for keep in (0, 100, len(whole) // 2, len(whole) - 1):
         file.write_bytes(whole[:keep])

@@ -170,7 +170,10 @@ def main(args):
             named = {"tasks": {task for task, _ in made}, "programs": {program for _, program in made}}
             for what, known in named.items():
                 if unknown := set(getattr(args, what)) - known:
-                    sys.exit(f"error: --{what}: {', '.join(unknown)} is none of {', '.join(sorted(known))}")
+                    print(
+                        f"error: --{what}: {', '.join(unknown)} is none of {', '.join(sorted(known))}", file=sys.stderr
+                    )
+                    sys.exit(2)
             first = pd.read_csv(args.out)["round"].max() + 1 if args.out.exists() else 0
             for index in range(first, first + args.rounds):
                 for (task, program), command in made.items():
