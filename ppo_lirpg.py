@@ -70,7 +70,7 @@ class Args:
     evaluate: str | None = None  # train nothing: evaluate the policy in this run folder for --eval-episodes episodes
     eval_every: int = 5_000  # environment steps between two evaluations; each is followed by a checkpoint
     eval_episodes: int = 20  # episodes per evaluation; actions are sampled, as they are in training
-    eval_max_steps: int = 10_000  # an evaluation episode that is longer than this is cut, and does not count
+    eval_max_steps: int = 10_000  # an evaluation episode is cut after so many steps, and counts with its return so far
 
     # The task
     env_id: str = "umbrella_env:UmbrellaLength-v0"  # Gymnasium environment with Discrete or flat Box actions
@@ -1056,15 +1056,15 @@ class Run:
             if ended.any():
                 episodes += ended_episodes(infos, ended)
             running, step = running & ~ended, step + 1
+        episodes += [(so_far, step, math.nan) for so_far in envs.env.episode_returns[running]]  # those that are cut
         envs.close()
         set_random_state(before)  # training goes on as if nothing had been evaluated
         mean, _, success = self.means(episodes)
-        cut = f" ({running.sum()} of {len(seeds)} episodes were cut after {step} steps and do not count)"
+        cut = f" ({running.sum()} of {len(seeds)} episodes were cut after {step} steps)"
         return mean, success, self.in_words(mean, success) + cut * bool(running.any())
 
     def in_words(self, mean, success):
-        words = f"return {mean:.2f}" if math.isfinite(mean) else "no episode has ended"
-        return words + (f", success {success:.2f}" if math.isfinite(success) else "")
+        return f"return {mean:.2f}" + (f", success {success:.2f}" if math.isfinite(success) else "")
 
     def report(self):
         """Prints an evaluation of the policy in the run folder, which it returns: what --evaluate asks for."""
