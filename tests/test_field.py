@@ -74,6 +74,12 @@ def test_episodes_that_are_cut_count_with_their_return_so_far(cli, monkeypatch, 
     assert f"return {mean:.2f} ({50 - len(within)} of 50" in capsys.readouterr().out
 
 
+def test_an_episode_that_is_cut_is_no_success(script, cli):
+    """Of Umbrella with L = 4. Before training has reported any success, it is not known that the task reports it."""
+    folder = cli(script, *TINY, "--total-timesteps", 128, "--eval-max-steps", 3)
+    assert column(folder, "eval_success") == pytest.approx([math.nan, 0, 0], nan_ok=True)
+
+
 def test_no_report_of_success_is_no_success_once_there_was_one():
     (envs, _), seen = make("OnlySuccess", 8), set()
     for _ in range(30):
