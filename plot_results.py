@@ -4,8 +4,8 @@
     python plot_results.py --out results/study                      # table and figure again, from the CSV files
     python plot_results.py --pages                                  # all tables in results/, and the pages made of them
 
-An arm is what study.txt calls so: a method with its options. With --runs, OUT gets what the finished runs hold. An arm
-that is in RUNS replaces that arm in OUT, and OUT's other arms stay:
+An arm is what study.txt calls so: a method with its options. With --runs, OUT gets what the finished runs hold. A run
+replaces the one of its arm, length and seed. An arm whose options are others replaces that arm. All other runs stay:
     evaluations.csv.gz  every evaluation of every run, a row each
     settings.json       the options of each arm; by length where they differ
     invocations.csv     what benchmark.sh wrote of commit, processor and time; `arms` says of which arms
@@ -171,23 +171,28 @@ def by_cell(evaluations, settings, name):
 
 
 def store(runs, out):
-    """Collects `runs` into the files of `out`, whose other arms stay."""
+    """Collects `runs` into the files of `out`, whose other runs stay but for those of an arm with other options."""
     evaluations, settings, left_out = collect(runs)
     new, tables = set(settings), {"evaluations.csv.gz": evaluations, "left_out.csv": left_out}
     if Path(runs, "invocations.csv").exists():
         table = read_table(Path(runs, "invocations.csv"))
         tables["invocations.csv"] = table.assign(arms=" ".join(sorted(new)))
     if (out / "settings.json").exists():
-        settings = read_settings(out) | settings
-        for name in [name for name in tables if (out / name).exists()]:
-            old = read_table(out / name)
-            if name == "invocations.csv":
-                old["arms"] = [" ".join(arm for arm in arms.split() if arm not in new) for arms in old["arms"]]
-                old = old[old["arms"] != ""]
-            else:
-                old = old[~old["arm"].isin(new)]
-            tables[name] = pd.concat([old, tables[name]])
-        tables["left_out.csv"] = tables["left_out.csv"].drop_duplicates(RUN, keep="last")
+        had, ran = read_settings(out), pd.MultiIndex.from_frame(evaluations[RUN])
+        # An option that either of the two does not have is of another version, and changes nothing
+        changed = [arm for arm in new if any(had.get(arm, {}).get(x, y) != y for x, y in settings[arm].items())]
+        old = {name: read_table(out / name) for name in tables if (out / name).exists()}
+        for name in old.keys() - {"invocations.csv"}:
+            gone = old[name]["arm"].isin(changed) | pd.MultiIndex.from_frame(old[name][RUN]).isin(ran)
+            old[name] = old[name][~gone]
+        if "invocations.csv" in old:
+            table, stay = old["invocations.csv"], set(old["evaluations.csv.gz"]["arm"])
+            table["arms"] = [" ".join(arm for arm in arms.split() if arm in stay) for arms in table["arms"]]
+            old["invocations.csv"] = table[table["arms"] != ""]
+        tables |= {name: pd.concat([table, tables[name]]) for name, table in old.items()}
+        settings, left_out = had | settings, tables["left_out.csv"].drop_duplicates(RUN, keep="last")
+        ran = pd.MultiIndex.from_frame(tables["evaluations.csv.gz"][RUN])
+        tables["left_out.csv"] = left_out[~pd.MultiIndex.from_frame(left_out[RUN]).isin(ran)]
     evaluations = tables["evaluations.csv.gz"].dropna(axis=1, how="all")
     envs = by_cell(evaluations, settings, "env_id")
     for (length, arm), env in envs.items():  # of one task, but where each arm is named after its own

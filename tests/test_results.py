@@ -356,7 +356,7 @@ def test_an_arm_may_have_a_name_that_looks_like_a_number(tmp_path):
         assert "`007`" in text
 
 
-def test_new_runs_replace_all_of_their_arms_and_no_others(tmp_path):
+def test_runs_with_other_options_replace_all_of_their_arm_and_no_other_arm(tmp_path):
     first, second, out = tmp_path / "1", tmp_path / "2", tmp_path / "out"
     write_runs(first, "ppo", 5, SEEDS, [2, 2, 2])
     write_runs(first, "a", 5, SEEDS, [4, 4, 4], gamma=0.5)
@@ -378,6 +378,26 @@ def test_new_runs_replace_all_of_their_arms_and_no_others(tmp_path):
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     plot(second, out=out)  # once more: nothing new
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_runs_with_the_same_options_join_those_of_other_seeds(tmp_path):
+    """Seed 2 ran again, seed 3 in vain; seed 4 was missing, and runs later. An option that is new changes nothing."""
+    first, second, out = tmp_path / "1", tmp_path / "2", tmp_path / "out"
+    write_runs(first, "ppo", 5, SEEDS, [2, 2, 2])
+    write_runs(first, "a", 5, SEEDS, [4, 4, 4])
+    (first / "runs" / "planned").write_text("a 5 4\na 5 5\n")
+    write_runs(second, "a", 5, (2, 4), [6, 6, 6], gamma=0.9)
+    write_runs(second, "a", 5, 3, [9, 9], [0, 0.5], STEPS[:2], gamma=0.9)  # unfinished
+    for folder in (first, second):
+        (folder / "runs" / "invocations.csv").write_text(f"commit,seconds\n{folder.name},7\n")
+        table, text = plot(folder, out=out)
+    assert table[["runs", "runs_expected"]].T.to_dict("list") == {"ppo": [3, 3], "a": [4, 5]}
+    rows = pd.read_csv(out / "evaluations.csv.gz").query("arm == 'a' and global_step == 0")
+    assert dict(zip(rows["seed"], rows["eval_return"], strict=True)) == {1: 4, 2: 6, 3: 4, 4: 6}
+    assert pd.read_csv(out / "left_out.csv")["seed"].tolist() == [5]
+    rows = pd.read_csv(out / "invocations.csv", dtype=str)[["commit", "arms"]]
+    assert rows.to_numpy().tolist() == [["1", "a ppo"], ["2", "a"]]
+    assert json.loads((out / "settings.json").read_text())["a"]["gamma"] == 0.9
 
 
 def test_runs_that_cannot_be_used_are_named_and_left_out(tmp_path, capsys):
