@@ -54,6 +54,8 @@ ARMS = {  # full name, colour, marker, line: the same in all figures, and in thi
     "regression": ("return decomposition", SKY, "P", "-"),
     "cln": ("CLN", ORANGE, "D", "-"),
     "noise": ("CLN without eq. 15", ORANGE, "d", ":"),
+    "terms.15.10.11": ("CLN, eq. 15 + 10 + 11", ORANGE, "s", "--"),
+    "terms.11": ("CLN, eq. 11 instead of 15", ORANGE, "v", "-."),
     "lirpg": ("LIRPG", PINK, "P", "-"),
     "lirpg.alone": ("LIRPG, its reward alone", PINK, "p", ":"),
     "lirpg.added": ("LIRPG, its reward added", PINK, "p", "--"),
