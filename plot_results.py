@@ -5,7 +5,7 @@
     python plot_results.py --pages                                  # all tables in results/, and the pages made of them
 
 An arm is what study.txt calls so: a method with its options. With --runs, OUT gets what the finished runs hold. A run
-replaces the one of its arm, length and seed. An arm whose options are others replaces that arm. All other runs stay:
+replaces the one of its arm, length and seed; if an option is another, all of its arm and length. The others stay:
     evaluations.csv.gz  every evaluation of every run, a row each
     settings.json       the options of each arm; by length where they differ
     invocations.csv     what benchmark.sh wrote of commit, processor and time; `arms` says of which arms
@@ -150,13 +150,13 @@ def collect(runs):
     for (arm, length, seed), why in left_out.items():
         print(f"left out: {arm}, L = {length}, seed {seed}: {why}", file=sys.stderr)
     left_out = pd.DataFrame([(*run, why) for run, why in left_out.items()], columns=[*RUN, "reason"])
-    return pd.concat(evaluations), merge({cell: same for cell, (_, same) in sorted(settings.items())}), left_out
+    return pd.concat(evaluations), {cell: same for cell, (_, same) in settings.items()}, left_out
 
 
 def merge(settings):
     """{(arm, length): {option: value}} -> {arm: {option: value, or {length: value} where they differ}}"""
     merged = {}
-    for arm, _ in settings:
+    for arm, _ in (settings := dict(sorted(settings.items()))):
         lengths = {str(length): same for (a, length), same in settings.items() if a == arm}
         merged[arm] = {name: value for same in lengths.values() for name, value in same.items()}
         for name, value in merged[arm].items():
@@ -173,29 +173,32 @@ def by_cell(evaluations, settings, name):
 
 
 def store(runs, out):
-    """Collects `runs` into the files of `out`, whose other runs stay but for those of an arm with other options."""
+    """Collects `runs` into the files of `out`, whose other runs stay but for those whose options were others."""
     evaluations, settings, left_out = collect(runs)
-    new, tables = set(settings), {"evaluations.csv.gz": evaluations, "left_out.csv": left_out}
+    tables = {"evaluations.csv.gz": evaluations, "left_out.csv": left_out}
     if Path(runs, "invocations.csv").exists():
         table = read_table(Path(runs, "invocations.csv"))
-        tables["invocations.csv"] = table.assign(arms=" ".join(sorted(new)))
-    if (out / "settings.json").exists():
+        tables["invocations.csv"] = table.assign(arms=" ".join(sorted({arm for arm, _ in settings})))
+    if (out / "evaluations.csv.gz").exists():
         had, ran = read_settings(out), pd.MultiIndex.from_frame(evaluations[RUN])
-        # An option that either of the two does not have is of another version, and changes nothing
-        changed = [arm for arm in new if any(had.get(arm, {}).get(x, y) != y for x, y in settings[arm].items())]
         old = {name: read_table(out / name) for name in tables if (out / name).exists()}
+        was = {(arm, n): {} for arm, n in old["evaluations.csv.gz"][RUN[:2]].drop_duplicates().to_numpy().tolist()}
+        for (arm, n), options in was.items():
+            options |= {x: y.get(str(n)) if isinstance(y, dict) else y for x, y in had[arm].items()}
+        # An option that either of the two does not have is of another version, and changes nothing
+        changed = [cell for cell in was if any(was[cell].get(x, y) != y for x, y in settings.get(cell, {}).items())]
         for name in old.keys() - {"invocations.csv"}:
-            gone = old[name]["arm"].isin(changed) | pd.MultiIndex.from_frame(old[name][RUN]).isin(ran)
-            old[name] = old[name][~gone]
+            gone = [pd.MultiIndex.from_frame(old[name][x]).isin(y) for x, y in ((RUN[:2], changed), (RUN, ran))]
+            old[name] = old[name][~np.any(gone, axis=0)]
         if "invocations.csv" in old:
             table, stay = old["invocations.csv"], set(old["evaluations.csv.gz"]["arm"])
             table["arms"] = [" ".join(arm for arm in arms.split() if arm in stay) for arms in table["arms"]]
             old["invocations.csv"] = table[table["arms"] != ""]
         tables |= {name: pd.concat([table, tables[name]]) for name, table in old.items()}
-        settings, left_out = had | settings, tables["left_out.csv"].drop_duplicates(RUN, keep="last")
+        settings, left_out = was | settings, tables["left_out.csv"].drop_duplicates(RUN, keep="last")
         ran = pd.MultiIndex.from_frame(tables["evaluations.csv.gz"][RUN])
         tables["left_out.csv"] = left_out[~pd.MultiIndex.from_frame(left_out[RUN]).isin(ran)]
-    evaluations = tables["evaluations.csv.gz"].dropna(axis=1, how="all")
+    evaluations, settings = tables["evaluations.csv.gz"].dropna(axis=1, how="all"), merge(settings)
     envs = by_cell(evaluations, settings, "env_id")
     for (length, arm), env in envs.items():  # of one task, but where each arm is named after its own
         if any(env != x and (length == n or arm == a) and not env.endswith(arm) for (n, a), x in envs.items()):

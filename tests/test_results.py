@@ -400,6 +400,20 @@ def test_runs_with_the_same_options_join_those_of_other_seeds(tmp_path):
     assert json.loads((out / "settings.json").read_text())["a"]["gamma"] == 0.9
 
 
+def test_runs_of_one_length_leave_the_others_as_they_are(tmp_path):
+    """First a further seed, then a run with another option"""
+    first, second, third = (tmp_path / name for name in "123")
+    for length in (5, 8):
+        write_runs(first, "a", length, SEEDS, [4, 4, 4], gamma=length)
+    write_runs(second, "a", 5, 4, [6, 6, 6], gamma=5)
+    write_runs(third, "a", 5, 1, [6, 6, 6], gamma=7)
+    for folder, runs, gamma in ((first, 3, 5), (second, 4, 5), (third, 1, 7)):
+        table, _ = plot(folder, "length", out=tmp_path / "out")
+        assert table["runs"].drop("all").to_dict() == {"5": runs, "8": 3}
+        settings = json.loads((tmp_path / "out" / "settings.json").read_text())
+        assert settings["a"]["gamma"] == {"5": gamma, "8": 8}
+
+
 def test_runs_that_cannot_be_used_are_named_and_left_out(tmp_path, capsys):
     write_runs(tmp_path, "ppo", 2, 1, [0, 5, 9])
     write_runs(tmp_path, "ppo", 2, 2, [0, 5], [0, 0.5], STEPS[:2])
