@@ -4,8 +4,9 @@
     python plot_results.py --out results/study                      # table and figure again, from the CSV files
     python plot_results.py --pages                                  # all tables in results/, and the pages made of them
 
-An arm is what study.txt calls so: a method with its options. With --runs, OUT gets what the finished runs hold. A run
-replaces the one of its arm, length and seed; if an option is another, all of its arm and length. The others stay:
+An arm is what study.txt calls so: a method with its options. With --runs, OUT gets what the finished runs hold. A
+run replaces the one of its arm, length and seed. If its options have changed, all runs of that arm and length go.
+The others stay.
     evaluations.csv.gz  every evaluation of every run, a row each
     settings.json       the options of each arm; by length where they differ
     invocations.csv     what benchmark.sh wrote of commit, processor and time; `arms` says of which arms
@@ -173,7 +174,7 @@ def by_cell(evaluations, settings, name):
 
 
 def store(runs, out):
-    """Collects `runs` into the files of `out`, whose other runs stay but for those whose options were others."""
+    """Collects `runs` into the files of `out`. What is replaced there, and what stays: see the top of this file."""
     evaluations, settings, left_out = collect(runs)
     tables = {"evaluations.csv.gz": evaluations, "left_out.csv": left_out}
     if Path(runs, "invocations.csv").exists():
