@@ -6,7 +6,7 @@
 
 An arm is what study.txt calls so: a method with its options. With --runs, OUT gets what the finished runs hold. A
 run replaces the one of its arm, length and seed. If its options have changed, all runs of that arm and length go.
-The others stay.
+The others stay. OUT holds:
     evaluations.csv.gz  every evaluation of every run, a row each
     settings.json       the options of each arm; by length where they differ
     invocations.csv     what benchmark.sh wrote of commit, processor and time; `arms` says of which arms
