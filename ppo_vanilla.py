@@ -35,6 +35,7 @@ import numpy as np
 import torch
 import tyro
 from gymnasium.wrappers.utils import RunningMeanStd
+from threadpoolctl import threadpool_limits
 from torch import nn
 from torch.func import functional_call
 from torch.utils.tensorboard import SummaryWriter
@@ -498,6 +499,7 @@ def set_up(args):
     if args.total_timesteps < batch_size:
         fail(f"--total-timesteps {args.total_timesteps} is less than num_envs * num_steps = {batch_size}, one rollout")
     torch.set_num_threads(1)  # the fastest for networks this small, and it leaves the other cores to other runs
+    threadpool_limits(1, "blas")  # the same for numpy, which is several times as slow if all runs want all cores
     seed_all(args.seed)
     return envs, torch.device("cuda" if args.cuda else "cpu")
 

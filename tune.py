@@ -203,7 +203,6 @@ def main(task):
     check(optuna, "Optuna is not installed: pip install -r requirements-tune.txt")
     check(min(task.trials, task.workers) >= 1, "--trials and --workers must be at least 1")
     read_task(task)
-    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     warnings.simplefilter("ignore")
     optuna.logging.get_logger("optuna.study._optimize").addFilter(lambda record: record.levelname == "INFO")
     study = open_study(task)

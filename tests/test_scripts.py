@@ -32,6 +32,7 @@ from helpers import (
 )
 from same_text import SOURCE, main, updated
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import ppo_cln
 import ppo_lirpg
@@ -548,6 +549,14 @@ def test_main_from_python_does_what_the_command_line_does(script, cli, tmp_path,
     assert cli(script, "--resume", folder) == folder  # there is nothing left to do
     assert read_rows(folder) == rows
     assert_same(read_result(straight), read_result(folder))
+
+
+def test_a_run_computes_on_one_thread(script):
+    with threadpool_limits(2):
+        torch.set_num_threads(2)
+        script.set_up(script.Args())
+        assert torch.get_num_threads() == 1
+        assert {x["num_threads"] for x in threadpool_info() if x["user_api"] == "blas"} == {1}
 
 
 def test_the_same_seed_gives_the_same_run_whatever_is_evaluated(script, cli):
