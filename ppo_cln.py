@@ -481,7 +481,7 @@ def cln_update(networks, parameters, adam, held, batch, frac, args):
     # Reward iterations: phi and eta move, theta stays
     *data_set, numbers, dones = [torch.cat(x) for x in zip(*held, strict=True)]  # [T * rollouts, N, ...] each
     index, mask = whole_segments(numbers, dones, args.reg_length)
-    data_set = [*(x.flatten(0, 1)[index] for x in data_set), mask]  # obs, actions, rewards, mask: [n, K, ...] each
+    data_set = [x.flatten(0, 1) for x in data_set]  # obs, actions, rewards: [T * rollouts * N, ...] each
     data = pieces(batch.obs, batch.actions, logprobs, ext_advantages)
     meta_stats = []  # one row [4] per minibatch
     learns = args.meta_learning_rate and (args.terms != "none" or len(mask))  # at first, no segment may be whole
@@ -497,7 +497,7 @@ def cln_update(networks, parameters, adam, held, batch, frac, args):
                 (meta_grad,) = torch.autograd.grad(args.meta_coef * meta_loss, irn.eta)
             if len(mask):
                 sample = torch.randint(len(mask), (args.reg_batch,)).to(theta.device)
-                reg_loss = regression_loss(irn, *(x[sample] for x in data_set))
+                reg_loss = regression_loss(irn, *(x[index[sample]] for x in data_set), mask[sample])
                 reg_loss.backward()
             sizes = meta_grad.norm(), irn.eta.grad.norm()
             irn.eta.grad += meta_grad
