@@ -66,7 +66,7 @@ from typeguard import TypeCheckError, check_type
 class Args:
     exp_name: str = "ppo_metairn"  # name of the experiment, part of the run folder's name
     seed: int = 1  # seed of everything: networks, actions, minibatches, training and evaluation environments
-    cuda: bool = False  # run the networks on the GPU; they are so small that one CPU thread is usually faster
+    cuda: bool = False  # train the networks on the GPU; it gains where observations or episodes are long, else it costs
     runs_dir: str = "runs"  # where the run folder is made: RUNS_DIR/{env}__{exp_name}__{chain_length}__{seed}
     resume: str | None = None  # continue the run in this folder, with its options
     evaluate: str | None = None  # train nothing: evaluate the policy in this run folder for --eval-episodes episodes
@@ -915,16 +915,14 @@ def seed_all(seed):
 
 
 def random_state():
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return torch.get_rng_state(), cuda, np.random.get_state(), random.getstate()  # noqa: NPY002
+    """What is drawn from: the scripts draw all their numbers on the CPU, also with --cuda."""
+    return torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
 
 
 def set_random_state(state):
     torch.set_rng_state(state[0].cpu())
-    if torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([rng.cpu() for rng in state[1]])
-    np.random.set_state(state[2])  # noqa: NPY002
-    random.setstate(state[3])
+    np.random.set_state(state[1])  # noqa: NPY002
+    random.setstate(state[2])
 
 
 def survives_pickling(args):

@@ -25,7 +25,7 @@ def column(folder, name):
 
 
 def read_checkpoint(folder):
-    return torch.load(folder / "checkpoint.pt", weights_only=False)
+    return torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=False)
 
 
 def read_result(folder):

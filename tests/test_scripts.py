@@ -473,6 +473,24 @@ def test_ctrl_c_and_resume_change_no_bit(script, cli, interrupt, capsys, env):
     assert_same(read_result(straight), read_result(folder))
 
 
+CUDA = [(ppo_vanilla, []), *((script, flags) for script, flags, _ in METHODS), (ppo_metairn, ["--held-steps", 64])]
+CUDA += [(ppo_cln, []), (ppo_cln, ["--terms", "15,10,11"])]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("env", [ENVS[0], PENDULUM], ids=["discrete", "box"])
+@pytest.mark.parametrize(("script", "flags"), CUDA)
+@pytest.mark.parametrize(("device", "other"), [("--cuda", "--cuda"), ("--cuda", "--no-cuda"), ("--no-cuda", "--cuda")])
+def test_a_run_on_the_gpu_is_the_one_on_the_cpu(script, cli, float64, interrupt, flags, env, device, other):
+    """Up to rounding, also if it is stopped, and continued on either."""
+    flags = [*TINY, *env, *flags, "--total-timesteps", 32 * 8]
+    networks = read_checkpoint(cli(script, *flags, "--exp-name", "cpu"))["networks"]
+    folder, _ = interrupt(script, cli, script, *flags, device)
+    cli(script, "--resume", folder, other)
+    cli(script, "--evaluate", folder, device)
+    torch.testing.assert_close(read_checkpoint(folder)["networks"], networks, rtol=1e-6, atol=1e-8)
+
+
 # A process of its own that gets a signal at a call of one function
 STOPPED = """
 import os, signal, sys
