@@ -487,16 +487,18 @@ def row_of(path, **where):
     return table.iloc[0]
 
 
-def better(tasks, arm, other=None, name="mean_return", length=0):
+def better(tasks, arm, other=None, name="mean_return", length=0, after=0):
     """The probability that a run of `arm` is better than one of `other`, with its interval
 
     tasks: the folder of a study; or a list of (folder, other, episode length), of the tasks whose mean it is.
+    after: the seeds are larger than this.
     """
     tasks = [(tasks, other, length)] if isinstance(tasks, str) else tasks
     scores = {arm: [], (other := tasks[0][1]): []}
     for folder, *arms, length in tasks:
         evaluations, _, _, env_id = load(ROOT / "results" / folder)
-        runs = measure_runs(evaluations[evaluations["length"] == length], env_id.startswith(UMBRELLA))
+        evaluations = evaluations[(evaluations["length"] == length) & (evaluations["seed"] > after)]
+        runs = measure_runs(evaluations, env_id.startswith(UMBRELLA))
         for columns, x in zip(scores.values(), (arm, *arms), strict=True):
             columns.append(runs[runs["arm"] == x][name].to_numpy())
     scores = {x: np.stack(columns, axis=1) for x, columns in scores.items()}

@@ -90,14 +90,14 @@ class Args:
     clip_coef: float = 0.3  # clipping range of the probability ratio; 0.2 left more failures near the solution
     ent_coef: float = 0.0  # weight of the entropy bonus; Umbrella is learned before exploration runs out
     vf_coef: float = 0.5  # weight of the value loss; it matters only where the critic's gradient is limited
-    max_grad_norm: float = 0.5  # gradient-norm limit, for actor and critic each on its own
+    max_grad_norm: float = 0.5  # gradient-norm limit, for each network on its own
     target_kl: float | None = None  # end an update when the KL divergence of an epoch's last minibatch exceeds this
     reward_scale: float = 0.1  # PPO learns from rewards times this, so that returns are near 1 (logs are not scaled)
 
     # The intrinsic reward
-    layer: Literal["cln", "norm", "none"] = "cln"  # policy's layer norm: gain and bias of eta (cln), free (norm)
-    terms: Literal["15", "15,10,11", "10", "11", "none"] = "15"  # eta follows eq. 15, or also 10 and 11, or one of them
-    meta_learning_rate: float = 1e-3  # Adam's step size for the reward; 0: it stays, there are no reward iterations
+    layer: Literal["cln", "norm", "none"] = "cln"  # policy's layer norm: gain and bias of eta (cln), free (norm), none
+    terms: Literal["15", "15,10,11", "10", "11", "none"] = "15"  # eta follows eq. 15; "15,10,11" is the sum of three
+    meta_learning_rate: float = 1e-3  # Adam's step size for the reward, annealed as learning_rate is; 0: it stays
     meta_epochs: int = 1  # N_r, the reward iterations, is this times num_minibatches
     meta_coef: float = 10.0  # lambda: weight of the extrinsic gradient (--terms) against that of the regression
     noise: float = 0.01  # standard deviation of what is added to each number of eta; one draw a minibatch
@@ -484,7 +484,7 @@ def cln_update(networks, parameters, adam, held, batch, frac, args):
     data_set = [x.flatten(0, 1) for x in data_set]  # obs, actions, rewards: [T * rollouts * N, ...] each
     data = pieces(batch.obs, batch.actions, logprobs, ext_advantages)
     meta_stats = []  # one row [4] per minibatch
-    learns = args.meta_learning_rate and (args.terms != "none" or len(mask))  # at first, no segment may be whole
+    learns = args.meta_learning_rate and (args.terms != "none" or len(mask))  # there may be no whole segment at first
     for _ in range(args.meta_epochs if learns else 0):
         minibatches = torch.randperm(len(data[0])).to(theta.device).chunk(args.num_minibatches)
         for mb, next_mb in zip(minibatches, minibatches[1:] + minibatches[:1], strict=True):
@@ -533,10 +533,10 @@ def cln_update(networks, parameters, adam, held, batch, frac, args):
     names = ["policy_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "value_loss", "ext_value_loss"]
     losses = dict(zip(names, torch.stack(stats).mean(0).tolist(), strict=True))
     if meta_stats:
-        names = ["meta_loss", "reg_loss", "meta_grad_norm", "reg_grad_norm"]  # gradients of eta
+        names = ["meta_loss", "reg_loss", "meta_grad_norm", "reg_grad_norm"]  # of eta; the first times --meta-coef
         losses |= dict(zip(names, torch.stack(meta_stats).mean(0).tolist(), strict=True))
-    r_in = (irn.features(batch.obs, batch.actions) @ eta).mean().item()
-    losses |= {"intrinsic_reward": r_in, "extrinsic_reward": batch.rewards.mean().item()}
+    r_in = irn(batch.obs, batch.actions).mean().item()
+    losses |= {"intrinsic_reward": r_in, "extrinsic_reward": batch.rewards.mean().item(), "segments": len(mask)}
     return losses | {"explained_variance": (1 - ext_advantages.var() / ext_returns.var()).item()}
 
 
@@ -570,7 +570,7 @@ def main(args):
     check_irn_args(args)
     obs_dim, action_space = envs.single_observation_space.shape[0], envs.single_action_space
     with torch.random.fork_rng(devices=[]):  # so that all else is drawn as ppo_vanilla.py draws it
-        torch.manual_seed(args.seed + 2**32)  # of no other seed
+        torch.manual_seed(args.seed)  # the actor's first numbers once more; its units and the reward's do not correlate
         irn = IntrinsicRewardNetwork(obs_dim, action_space).to(device)
     actor = ConditionalActor(obs_dim, action_space, irn, args.layer, args.eta_scale).to(device)
     critic = Critic(obs_dim).to(device)
@@ -605,9 +605,14 @@ def check_irn_args(args):
     """Fails, naming the option, on values of the intrinsic reward's options that no run could use."""
     sizes = "meta_learning_rate meta_coef noise eta_scale intrinsic_coef extrinsic_coef"
     check(args, sizes, lambda x: math.isfinite(x) and x >= 0, "be a finite number of at least 0")
-    check(args, "meta_epochs reg_length reg_batch data_rollouts", lambda x: x >= 1, "be at least 1")
+    counts = "meta_epochs reg_length reg_batch data_rollouts"
+    check(args, counts, lambda x: 1 <= x < 2**31, "be at least 1, and less than 2147483648")
     if args.intrinsic_coef == args.extrinsic_coef == 0:
         fail("--intrinsic-coef and --extrinsic-coef are both 0: PPO would have no reward to learn from")
+    if args.meta_learning_rate == args.extrinsic_coef == 0:
+        fail("--meta-learning-rate and --extrinsic-coef are both 0: PPO would learn from an untrained reward alone")
+    if args.terms == "11" and args.intrinsic_coef == 0:
+        fail("--terms 11 goes through the intrinsic advantage: --intrinsic-coef must not be 0")
     if args.layer != "cln" and args.meta_learning_rate and args.terms not in ("11", "none"):
         fail(f"--layer {args.layer} does not depend on eta: --terms {args.terms} needs --layer cln")
     if args.layer != "cln" and args.noise:

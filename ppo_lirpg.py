@@ -98,13 +98,13 @@ class Args:
     clip_coef: float = 0.3  # clipping range of the probability ratio; 0.2 left more failures near the solution
     ent_coef: float = 0.0  # weight of the entropy bonus; Umbrella is learned before exploration runs out
     vf_coef: float = 0.5  # weight of the value loss; it matters only where the critic's gradient is limited
-    max_grad_norm: float = 0.5  # gradient-norm limit, for actor and critic each on its own
+    max_grad_norm: float = 0.5  # gradient-norm limit, for each network on its own
     target_kl: float | None = None  # end an update when the KL divergence of an epoch's last minibatch exceeds this
     reward_scale: float = 0.1  # PPO learns from rewards times this, so that returns are near 1 (logs are not scaled)
 
     # The intrinsic reward
     irn: Literal["mlp", "attention"] = "mlp"  # mlp reads one step's observation and action, attention the episode
-    meta_learning_rate: float = 1e-4  # Adam's step size for the intrinsic reward network
+    meta_learning_rate: float = 1e-4  # Adam's step size for the intrinsic reward network, annealed as learning_rate is
     intrinsic_coef: float = 1.0  # weight of the intrinsic reward in the reward that PPO learns from
     # With irn mlp and continuous actions, None is what LIRPG's authors chose (Hwhitetooth/lirpg: baselines/ppo2)
     extrinsic_coef: float | None = None  # weight of the extrinsic reward; None: 0 if mlp and continuous actions, else 1
@@ -112,7 +112,7 @@ class Args:
     outer_batch: Literal["next", "same"] | None = None  # outer minibatch; None: same if mlp and continuous, else next
     outer_gamma: float | None = None  # discount of the outer advantage; None: gamma if mlp and continuous, else 1
     outer_gae_lambda: float | None = None  # outer advantage's lambda; None: gae_lambda if mlp and continuous, else 1
-    joint_ext_critic: bool | None = None  # reward and extrinsic critic: one Adam step, one rate; None: as tanh_reward
+    joint_ext_critic: bool | None = None  # reward and extrinsic critic: one limit, one rate; None: mlp and continuous
     compile: bool = False  # make machine code of the steps on a minibatch: long runs gain, short ones wait for it
 
 
@@ -525,19 +525,19 @@ def lirpg_update(networks, parameters, adam, batch, frac, args, step=lirpg_step)
     return losses | {"explained_variance": (1 - ext_advantages.var() / ext_returns.var()).item()}
 
 
-def check_compiler():  # shared
+def check_compiler(args):  # shared
     """Fails where --compile cannot work."""
     if " " in torch.__file__:
         fail(f"--compile needs torch in a folder whose name has no space, not in {Path(torch.__file__).parent}")
     try:
-        torch.compile(torch.neg)(torch.zeros(1))
+        torch.compile(torch.neg)(torch.zeros(1, device="cuda" if args.cuda else "cpu"))
     except Exception as error:  # which one depends on the version of torch
         fail(f"--compile finds no compiler that works ({type(error).__name__}): install g++, or leave the flag out")
 
 
 def compile_step(networks, args):
     """lirpg_step as machine code (--compile): one function without effects, in which gradients are functions too."""
-    check_compiler()
+    check_compiler(args)
     actor, _, _, irn = networks.values()
 
     @torch.compile
@@ -637,6 +637,8 @@ def check_irn_args(args, action_space):
         fail("--num-minibatches must be at least 2 with --outer-batch next, which needs one for the outer step")
     if args.intrinsic_coef == args.extrinsic_coef == 0:
         fail("--intrinsic-coef and --extrinsic-coef are both 0: PPO would have no reward to learn from")
+    if args.meta_learning_rate == args.extrinsic_coef == 0:
+        fail("--meta-learning-rate and --extrinsic-coef are both 0: PPO would learn from an untrained reward alone")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ class Args:
     clip_coef: float = 0.3  # clipping range of the probability ratio; 0.2 left more failures near the solution
     ent_coef: float = 0.0  # weight of the entropy bonus; Umbrella is learned before exploration runs out
     vf_coef: float = 0.5  # weight of the value loss; it matters only where the critic's gradient is limited
-    max_grad_norm: float = 0.5  # gradient-norm limit, for actor and critic each on its own
+    max_grad_norm: float = 0.5  # gradient-norm limit, for each network on its own
     target_kl: float | None = None  # end an update when the KL divergence of an epoch's last minibatch exceeds this
     reward_scale: float = 0.1  # PPO learns from rewards times this, so that returns are near 1 (logs are not scaled)
 

@@ -80,7 +80,7 @@ class Args:
     clip_coef: float = 0.3  # clipping range of the probability ratio; 0.2 left more failures near the solution
     ent_coef: float = 0.0  # weight of the entropy bonus; Umbrella is learned before exploration runs out
     vf_coef: float = 0.5  # weight of the value loss; it matters only where the critic's gradient is limited
-    max_grad_norm: float = 0.5  # gradient-norm limit, for actor and critic each on its own
+    max_grad_norm: float = 0.5  # gradient-norm limit, for each network on its own
     target_kl: float | None = None  # end an update when the KL divergence of an epoch's last minibatch exceeds this
     reward_scale: float = 0.1  # PPO learns from rewards times this, so that returns are near 1 (logs are not scaled)
     live_bonus: float = 0.0  # PPO's reward of every step on top of the environment's (Zheng et al. 2018, figure 4)
@@ -344,19 +344,19 @@ def unflatten(theta, module):  # shared
     return {name: part.view_as(p) for (name, p), part in zip(parameters.items(), parts, strict=True)}
 
 
-def check_compiler():  # shared
+def check_compiler(args):  # shared
     """Fails where --compile cannot work."""
     if " " in torch.__file__:
         fail(f"--compile needs torch in a folder whose name has no space, not in {Path(torch.__file__).parent}")
     try:
-        torch.compile(torch.neg)(torch.zeros(1))
+        torch.compile(torch.neg)(torch.zeros(1, device="cuda" if args.cuda else "cpu"))
     except Exception as error:  # which one depends on the version of torch
         fail(f"--compile finds no compiler that works ({type(error).__name__}): install g++, or leave the flag out")
 
 
 def compile_step(actor, critic, args):
     """minibatch_step as machine code (--compile): loss, gradient, clipping and Adam in one function without effects."""
-    check_compiler()
+    check_compiler(args)
 
     def loss_of(theta, phi, minibatch):
         networks = [(actor, unflatten(theta, actor)), (critic, unflatten(phi, critic))]

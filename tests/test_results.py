@@ -266,6 +266,7 @@ def test_any_two_arms_can_be_compared(tmp_path, monkeypatch):
     assert "P(> PPO)" in text
     assert plot_results.better("study", "cln", "regression").startswith("0.56 [")  # 5 of 9 pairs
     assert plot_results.better("study", "regression", "cln", "final_return").startswith("0.44 [")
+    assert plot_results.better("study", "cln", "regression", after=1).startswith("0.50 [")  # 2 of 4 pairs
     for arm, returns in {"cln": 5, "regression": 4}.items():  # of another length, which is compared apart
         for seed in (1, 2, 3):
             write_runs(tmp_path, arm, 7, seed, [returns] * 6, np.nan, range(0, 6_000, 1_000), **options)

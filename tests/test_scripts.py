@@ -654,9 +654,12 @@ BAD += [("--live-bonus=nan", "--live-bonus"), ("--delay-normalized", "needs --no
 BAD = [(ppo_vanilla, *x) for x in BAD]
 BAD += [(ppo_lirpg, f"--{x}", f"--{x.split('=')[0]} must") for x in ("intrinsic-coef=-1", "outer-gamma=1.1")]
 BAD += [(ppo_lirpg, "--intrinsic-coef 0 --extrinsic-coef 0", "both 0")]
-BAD += [(ppo_cln, f"--{x}", f"--{x.split('=')[0]} must") for x in ("noise=-1", "meta-epochs=0", "reg-length=0")]
+BAD += [(ppo_cln, f"--{x}", f"--{x.split('=')[0]} must") for x in ("noise=-1", "meta-epochs=0", f"reg-length={2**70}")]
 BAD += [(ppo_cln, "--intrinsic-coef 0", "both 0"), (ppo_cln, "--layer norm", "--layer norm does not depend on eta")]
 BAD += [(ppo_lirpg, "--num-minibatches 1", "--num-minibatches must be at least 2")]
+BAD += [(ppo_lirpg, "--meta-learning-rate 0 --extrinsic-coef 0", "an untrained reward alone")]
+BAD += [(ppo_cln, "--meta-learning-rate 0", "an untrained reward alone")]
+BAD += [(ppo_cln, "--terms 11 --intrinsic-coef 0 --extrinsic-coef 1", "--intrinsic-coef must not be 0")]
 RANGES = "intrinsic-coef=inf held-steps=-1 held-steps=200000"
 BAD += [(ppo_metairn, f"--{x}", f"--{x.split('=')[0]} must") for x in RANGES.split()]
 BAD += [(ppo_metairn, f"--held-steps 9 {x}", "--held-steps needs") for x in ("--meta-learning-rate 0", "--irn-from x")]
