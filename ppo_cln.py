@@ -570,7 +570,7 @@ def main(args):
     check_irn_args(args)
     obs_dim, action_space = envs.single_observation_space.shape[0], envs.single_action_space
     with torch.random.fork_rng(devices=[]):  # so that all else is drawn as ppo_vanilla.py draws it
-        torch.manual_seed(args.seed)  # the actor's first numbers once more; its units and the reward's do not correlate
+        torch.manual_seed(args.seed)  # the same start as the actor's
         irn = IntrinsicRewardNetwork(obs_dim, action_space).to(device)
     actor = ConditionalActor(obs_dim, action_space, irn, args.layer, args.eta_scale).to(device)
     critic = Critic(obs_dim).to(device)

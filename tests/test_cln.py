@@ -8,6 +8,7 @@ import pytest
 import torch
 from field_envs import Noise
 from helpers import TINY, assert_same, column, read_checkpoint, read_result, read_rows
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 import ppo_cln as cln
@@ -525,3 +526,11 @@ def test_regression_alone_recovers_the_reward_of_each_step(cli):
     earned, r_in = obs[:, 0] * actions, irn(obs, actions).detach()
     assert (earned - r_in).square().mean() < 0.03 * earned.var()
     assert column(folder, "reward_correlation")[-1] < 0.5  # with what was paid, and when
+
+
+@pytest.mark.parametrize(("rollouts", "counts"), [(2, [0] * 6), (3, [0, 0, 8, 0, 0, 8])])
+def test_how_many_sums_the_regression_has_is_logged(cli, rollouts, counts):
+    """Episodes have 12 steps, and a rollout has 4 of each of 8 environments. So only three in a row hold an episode."""
+    flags = [*TINY, "--chain-length", 12, "--reg-length", 12, "--data-rollouts", rollouts, "--total-timesteps", 32 * 6]
+    events = EventAccumulator(str(cli(cln, *flags))).Reload()
+    assert [event.value for event in events.Scalars("losses/segments")] == counts

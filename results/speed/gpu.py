@@ -28,8 +28,7 @@ SCRIPTS = ("ppo_vanilla", "ppo_lirpg", "ppo_metairn", "ppo_cln")
 
 @dataclass
 class Args:
-    tasks: tuple[str, ...] = (*TASKS, *measure.HELD)  # which of the tasks
-    rounds: int = 3  # how often each is measured
+    rounds: int = 2  # how often each is measured
 
 
 def timed(device, task, script, options, few, many, runs):
@@ -39,8 +38,8 @@ def timed(device, task, script, options, few, many, runs):
     if script == "ppo_metairn":
         flags += " --held-steps {}" if task in measure.HELD else " --held-steps 0"
     command = measure.ours(measure.ROOT / f"{script}.py", flags)
-    row = {"task": task, "script": script, "device": device, "gpu": torch.cuda.get_device_name(), "few": few}
-    row["many"] = many
+    row = {"task": task, "script": script, "device": device, "gpu": torch.cuda.get_device_name()}
+    row |= {"few": few, "many": many}
     for name in ("few", "many"):
         row[f"seconds_{name}"] = round(measure.measure(command(row[name]))[1], 3)
     print(row)
@@ -62,7 +61,6 @@ def main(args):
         sys.exit(2)
     todo = [(task, script, *sizes) for task, sizes in TASKS.items() for script in SCRIPTS]
     todo += [(task, "ppo_metairn", *sizes) for task, sizes in measure.HELD.items()]
-    todo = [x for x in todo if x[0] in args.tasks]
     path = HERE / "gpu.csv"
     rows = pd.read_csv(path) if path.exists() else pd.DataFrame()
     for _ in range(args.rounds):
